@@ -1,0 +1,1 @@
+"""Consensus-based federated learning on Flower, written to an EVM chain."""

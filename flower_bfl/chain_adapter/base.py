@@ -1,0 +1,113 @@
+"""The ledger as the rest of the package sees it: entries in, sealed phases out.
+
+An entry is one signed transaction: a device's gradient, an edge server's state after a consensus step, a
+leader's global model. A phase is a list of entries recorded together, in one block of the chain. The
+global models form a chain of their own, the BFL blocks of the paper's Fig. 2.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from hashlib import sha256
+from typing import Protocol
+
+from flower_bfl.chain_adapter.encoding import decode as decode
+from flower_bfl.chain_adapter.encoding import digest as digest
+from flower_bfl.chain_adapter.encoding import encode as encode
+
+
+class Role(IntEnum):
+    """What an account may do; the numbers are the contract's."""
+
+    OPERATOR = 0
+    DEVICE = 1
+    SERVER = 2
+
+
+class Kind(IntEnum):
+    """What an entry holds; the numbers are the contract's."""
+
+    RULES = 0  # operator, once: the run's constants, from which every later entry follows
+    REPORT = 1  # operator: replies left out of a round, and why
+    GRADIENT = 2  # device (or edge server with offloaded data): cumulative gradient, eqs. (6)(7)
+    CONSENSUS = 3  # edge server: x_m^(l) of eq. (9), l = 0 is its partial aggregate (8)
+    MODEL = 4  # leader: the global model (12); round 0 is the initial model, from the operator
+
+
+@dataclass(frozen=True, order=True)
+class Sender:
+    """Who signs: the operator, device n or edge server m."""
+
+    role: Role
+    index: int = 0
+
+    def __str__(self) -> str:
+        return self.role.name.lower() if self.role is Role.OPERATOR else f"{self.role.name.lower()} {self.index}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One transaction to be recorded."""
+
+    kind: Kind
+    round: int  # k; 0 is before the first round
+    sender: Sender
+    payload: bytes  # canonical encoding, see `encode`
+    step: int = 0  # l, of consensus entries
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What recording one phase cost."""
+
+    block: int  # number of the block that holds the phase's last transaction
+    block_hash: bytes
+    transactions: int
+    gas: int
+    calldata_bytes: int  # payload bytes that went on chain
+    stored_bytes: int  # payload bytes that went to the payload store
+
+
+Keys = Callable[[Sender], bytes]
+"""Private key (32 bytes) of a sender."""
+
+
+class Ledger(Protocol):
+    """An append-only record of entries. Every implementation passes tests/chain_adapter/conformance.py.
+
+    All methods are safe to call from any thread, one at a time.
+    """
+
+    @property
+    def head(self) -> bytes:
+        """Hash of the last BFL block, 32 bytes; zeros before the first."""
+
+    def open(self, keys: Keys) -> None:
+        """Get ready to record, signing with `keys`; registers accounts when they first appear."""
+
+    def record(self, entries: Iterable[Entry]) -> Receipt:
+        """Record one phase, in order, and return when its block is part of the chain.
+
+        Raises RejectedError if the contract refuses an entry (wrong role, second submission, ...), and
+        LedgerError if the ledger cannot be written; in both cases nothing of the phase is recorded.
+        """
+
+    def entries(self) -> Iterator[Entry]:
+        """Every entry in recorded order, payloads checked against their digests (PayloadError if not)."""
+
+    def close(self) -> None:
+        """Flush and release files; a closed ledger can be opened again."""
+
+
+def bfl_block_hash(previous: bytes, timestamp_s: int, nonce: int, data_hash: bytes) -> bytes:
+    """Hash of a BFL block (Fig. 2): SHA-256 over previous hash, timestamp, nonce (8 bytes, big-endian) and data hash."""
+    return sha256(previous + timestamp_s.to_bytes(8) + nonce.to_bytes(8) + data_hash).digest()
+
+
+def simulated_keys(seed: int) -> Keys:
+    """Keys derived from a seed, for simulations: whoever knows the seed can sign for everybody."""
+
+    def private_key(sender: Sender) -> bytes:
+        return sha256(f"flower-bfl key {seed} {sender.role.name} {sender.index}".encode()).digest()
+
+    return private_key

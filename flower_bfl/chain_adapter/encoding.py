@@ -1,0 +1,74 @@
+"""Canonical encoding of named arrays: a safetensors file with exactly one possible form.
+
+The bytes are: the length of the header (8 bytes, little-endian), the header, the arrays' data one after the
+other in order, little-endian, C order, without gaps. The header is JSON in UTF-8 without white space, keys in
+this order: ``__metadata__`` (string to string, sorted by key; absent if empty), then each array in order as
+``{"dtype":..,"shape":..,"data_offsets":[begin,end]}``; it is padded with spaces to a multiple of 8 bytes.
+Any safetensors reader opens it, and its digest is plain SHA-256, so ``sha256sum`` checks it.
+"""
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flower_bfl.errors import PayloadError
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+_DTYPES = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32",
+    "int32": "I32", "uint64": "U64", "int64": "I64", "float16": "F16", "float32": "F32", "float64": "F64",
+}  # fmt: skip
+
+
+def encode(arrays: Arrays, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Encode named arrays and string metadata canonically; raises PayloadError for a dtype that has no code."""
+    header: dict[str, object] = {}
+    if metadata:
+        header["__metadata__"] = dict(sorted(metadata.items()))
+    chunks: list[bytes | memoryview] = []
+    offset = 0
+    for name, array in arrays.items():
+        if array.dtype.name not in _DTYPES:
+            raise PayloadError(f"array {name!r} must have one of the dtypes {sorted(_DTYPES)}, got {array.dtype}")
+        data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        end = offset + data.nbytes
+        header[name] = {"dtype": _DTYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": [offset, end]}
+        chunks.append(data.reshape(-1).view(np.uint8).data)
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *chunks])
+
+
+def decode(payload: bytes) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
+    """Arrays (in their order) and metadata of a payload.
+
+    Raises PayloadError if the bytes are not exactly what `encode` gives for what they hold, so that one
+    content has one digest.
+    """
+    names = {code: name for name, code in _DTYPES.items()}
+    try:
+        size = int.from_bytes(payload[:8], "little")
+        header = json.loads(payload[8 : 8 + size])
+        metadata = header.pop("__metadata__", {})
+        body = memoryview(payload)[8 + size :]
+        arrays = {
+            name: np.frombuffer(body[slice(*field["data_offsets"])], np.dtype(names[field["dtype"]]).newbyteorder("<"))
+            .reshape(field["shape"])
+            for name, field in header.items()
+        }  # fmt: skip
+        canonical = encode(arrays, metadata) == payload
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PayloadError(f"payload is not a canonical encoding: {error}") from error
+    if not canonical:
+        raise PayloadError("payload is not in canonical form: encoding what it holds gives other bytes")
+    return arrays, metadata
+
+
+def digest(payload: bytes) -> bytes:
+    """SHA-256 of a payload, 32 bytes."""
+    return sha256(payload).digest()
