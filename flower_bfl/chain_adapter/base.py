@@ -5,7 +5,7 @@ leader's global model. A phase is a list of entries recorded together, in one bl
 global models form a chain of their own, the BFL blocks of the paper's Fig. 2.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha256
@@ -42,7 +42,9 @@ class Sender:
     index: int = 0
 
     def __str__(self) -> str:
-        return self.role.name.lower() if self.role is Role.OPERATOR else f"{self.role.name.lower()} {self.index}"
+        return (
+            self.role.name.lower() if self.role is Role.OPERATOR else f"{self.role.name.lower()} {self.index}"
+        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,10 @@ class Ledger(Protocol):
 
 
 def bfl_block_hash(previous: bytes, timestamp_s: int, nonce: int, data_hash: bytes) -> bytes:
-    """Hash of a BFL block (Fig. 2): SHA-256 over previous hash, timestamp, nonce (8 bytes, big-endian) and data hash."""
+    """Hash of a BFL block (Fig. 2): SHA-256 over previous hash, timestamp, nonce and data hash.
+
+    Timestamp (seconds since 1970) and nonce are 8 bytes each, big-endian.
+    """
     return sha256(previous + timestamp_s.to_bytes(8) + nonce.to_bytes(8) + data_hash).digest()
 
 
@@ -111,3 +116,13 @@ def simulated_keys(seed: int) -> Keys:
         return sha256(f"flower-bfl key {seed} {sender.role.name} {sender.index}".encode()).digest()
 
     return private_key
+
+
+def draw_leader(head: bytes, server_round: int, candidates: Sequence[int]) -> int:
+    """The leader of a round, drawn from the previous BFL block's hash, so that anyone can check the draw.
+
+    SHA-256 over `head` and the round (8 bytes, big-endian), as a big-endian number modulo the number of
+    candidates, is the position in `candidates`.
+    """
+    drawn = int.from_bytes(sha256(head + server_round.to_bytes(8)).digest())
+    return candidates[drawn % len(candidates)]

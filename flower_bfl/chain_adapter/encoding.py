@@ -22,21 +22,31 @@ _DTYPES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32",
     "int32": "I32", "uint64": "U64", "int64": "I64", "float16": "F16", "float32": "F32", "float64": "F64",
 }  # fmt: skip
+_NAMES = {code: name for name, code in _DTYPES.items()}
+_METADATA = "__metadata__"
 
 
 def encode(arrays: Arrays, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Encode named arrays and string metadata canonically; raises PayloadError for a dtype that has no code."""
+    """Encode named arrays and string metadata canonically.
+
+    Raises PayloadError for a dtype that has no code and for an array named ``__metadata__``.
+    """
     header: dict[str, object] = {}
     if metadata:
-        header["__metadata__"] = dict(sorted(metadata.items()))
+        header[_METADATA] = dict(sorted(metadata.items()))
     chunks: list[bytes | memoryview] = []
     offset = 0
     for name, array in arrays.items():
-        if array.dtype.name not in _DTYPES:
-            raise PayloadError(f"array {name!r} must have one of the dtypes {sorted(_DTYPES)}, got {array.dtype}")
+        dtype = array.dtype.name
+        if dtype not in _DTYPES:
+            raise PayloadError(
+                f"array {name!r} must have one of the dtypes {sorted(_DTYPES)}, got {array.dtype}"
+            )
+        if name == _METADATA:
+            raise PayloadError(f"an array must not be named {name!r}, the format's own name")
         data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
         end = offset + data.nbytes
-        header[name] = {"dtype": _DTYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": _DTYPES[dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
         chunks.append(data.reshape(-1).view(np.uint8).data)
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -50,23 +60,27 @@ def decode(payload: bytes) -> tuple[dict[str, NDArray[np.generic]], dict[str, st
     Raises PayloadError if the bytes are not exactly what `encode` gives for what they hold, so that one
     content has one digest.
     """
-    names = {code: name for name, code in _DTYPES.items()}
     try:
         size = int.from_bytes(payload[:8], "little")
         header = json.loads(payload[8 : 8 + size])
-        metadata = header.pop("__metadata__", {})
+        metadata = header.pop(_METADATA, {})
         body = memoryview(payload)[8 + size :]
-        arrays = {
-            name: np.frombuffer(body[slice(*field["data_offsets"])], np.dtype(names[field["dtype"]]).newbyteorder("<"))
-            .reshape(field["shape"])
-            for name, field in header.items()
-        }  # fmt: skip
+        arrays = {name: _array(body, **field) for name, field in header.items()}
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError(f"metadata must be text, got {metadata}")
         canonical = encode(arrays, metadata) == payload
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PayloadError(f"payload is not a canonical encoding: {error}") from error
     if not canonical:
         raise PayloadError("payload is not in canonical form: encoding what it holds gives other bytes")
     return arrays, metadata
+
+
+def _array(body: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> NDArray[np.generic]:
+    data = body[slice(*data_offsets)]
+    if dtype == "BOOL" and any(value > 1 for value in set(data)):
+        raise ValueError("a BOOL must be 0 or 1")
+    return np.frombuffer(data, np.dtype(_NAMES[dtype]).newbyteorder("<")).reshape(shape)
 
 
 def digest(payload: bytes) -> bytes:

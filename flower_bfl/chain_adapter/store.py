@@ -1,0 +1,100 @@
+"""A content-addressed store of payloads: the name of a payload is its SHA-256."""
+
+import os
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from flower_bfl.chain_adapter.base import digest as digest_of
+from flower_bfl.errors import LedgerError, PayloadError
+
+
+class PayloadStore:
+    """Payloads as files ``<digest in hex>.safetensors`` in one folder, or in memory.
+
+    A file appears under its name only when it is whole (written beside it, then renamed), so a killed process
+    leaves no half payload under a digest. `fsync` also makes each file survive a power cut, at the price of a
+    disk flush per payload; without it a file lost that way is noticed when it is read, by its digest.
+
+    Parameters
+    ----------
+    folder
+        made if missing, at the first write; None keeps payloads in memory.
+    fsync
+        flush each file to the disk before it gets its name.
+    """
+
+    def __init__(self, folder: Path | str | None = None, *, fsync: bool = False) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self._fsync = fsync
+        self._memory: dict[bytes, bytes] = {}
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._memory if self.folder is None else self._path(self.folder, digest).exists()
+
+    def write(self, payload: bytes, digest: bytes | None = None) -> bytes:
+        """Keep a payload and return its digest; pass `digest` if it was computed already.
+
+        A file of that name and size is not written again. Raises LedgerError if the folder cannot be written.
+        """
+        name = digest_of(payload) if digest is None else digest
+        if self.folder is None:
+            self._memory[name] = payload
+        else:
+            try:
+                self._write_file(self.folder, self._path(self.folder, name), payload)
+            except OSError as error:
+                raise LedgerError(f"payload folder {self.folder} cannot be written: {error}") from error
+        return name
+
+    def read(self, digest: bytes) -> bytes:
+        """The payload with this digest; raises PayloadError if it is missing or not what it should be."""
+        if self.folder is None:
+            if digest not in self._memory:
+                raise PayloadError(f"payload {digest.hex()} is missing from the store in memory")
+            payload, place = self._memory[digest], "in memory"
+        else:
+            path = self._path(self.folder, digest)
+            try:
+                payload, place = path.read_bytes(), str(path)
+            except FileNotFoundError as error:
+                raise PayloadError(f"payload file {path} is missing") from error
+            except OSError as error:
+                raise PayloadError(f"payload file {path} cannot be read: {error}") from error
+        found = digest_of(payload)
+        if found != digest:
+            raise PayloadError(f"payload {place} must have digest {digest.hex()}, found {found.hex()}")
+        return payload
+
+    def discard(self, digests: Iterable[bytes]) -> None:
+        """Forget payloads whose entries were not recorded after all; missing ones are passed over."""
+        for digest in digests:
+            self._memory.pop(digest, None)
+            if self.folder is not None:
+                with suppress(OSError):
+                    self._path(self.folder, digest).unlink(missing_ok=True)
+
+    @staticmethod
+    def _path(folder: Path, digest: bytes) -> Path:
+        return folder / f"{digest.hex()}.safetensors"
+
+    def _write_file(self, folder: Path, path: Path, payload: bytes) -> None:
+        with suppress(FileNotFoundError):
+            if path.stat().st_size == len(payload):
+                return
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not `tempfile`, whose files only their owner may read: an auditor may be somebody else.
+        temporary = folder / f".{path.stem}-{os.getpid()}-{threading.get_ident()}"
+        try:
+            with temporary.open("wb", buffering=0) as file:
+                rest = memoryview(payload)
+                while rest:  # an unbuffered write may take a part only
+                    rest = rest[file.write(rest) :]
+                if self._fsync:
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise

@@ -1,0 +1,128 @@
+"""From Flower's reply messages to contributions that a round can use."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from typing import TypeVar, cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from flower_bfl.errors import ReplyError
+from flower_bfl.strategies._layout import Layout
+from flower_bfl.types import LeftOut
+
+DEVICE_KEY = "device"
+STEPS_KEY = "num-steps"
+
+
+@dataclass(frozen=True, eq=False)
+class Contribution:
+    """What one device trained this round."""
+
+    node: int  # Flower's node id, another one in every run
+    reported_device: int | None  # the index that the client gives itself, if it does
+    samples: int  # D_y
+    steps: int  # e_y
+    arrays: dict[str, NDArray[np.generic]]  # w_y
+    metrics: MetricRecord
+
+
+_T = TypeVar("_T")
+
+
+def screen(replies: Iterable[Message], read: Callable[[Message], _T]) -> tuple[list[_T], list[LeftOut]]:
+    """What `read` makes of the replies, and those that it refuses, with the rule that each breaks."""
+    usable: list[_T] = []
+    left_out: list[LeftOut] = []
+    for reply in replies:
+        node = reply.metadata.src_node_id
+        try:
+            if reply.has_error():
+                raise ReplyError(f"the client failed: {reply.error.reason}")
+            usable.append(read(reply))
+        except ReplyError as error:
+            device = None if reply.has_error() else _reported_device(reply.content)
+            left_out.append(LeftOut(f"node {node}" if device is None else f"device {device}", str(error)))
+    return usable, left_out
+
+
+def contribution(reply: Message, layout: Layout, weighted_by_key: str) -> Contribution:
+    """A reply to a training message; raises ReplyError if a round cannot use it."""
+    metrics = weighted_metrics(reply, weighted_by_key)
+    device = _reported_device(reply.content)
+    if DEVICE_KEY in metrics and device is None:
+        raise ReplyError(f"{DEVICE_KEY!r} must be an integer of at least 0, got {metrics[DEVICE_KEY]!r}")
+    samples = _positive_integer(metrics, weighted_by_key)
+    steps = _positive_integer(metrics, STEPS_KEY) if STEPS_KEY in metrics else 1
+    if len(reply.content.array_records) != 1:
+        raise ReplyError(f"a reply must hold one ArrayRecord, got {len(reply.content.array_records)}")
+    arrays = _arrays(next(iter(reply.content.array_records.values())))
+    layout.check(arrays)
+    for name in layout.trained:
+        if not np.isfinite(arrays[name]).all():
+            raise ReplyError(f"array {name!r} must be finite, got NaN or infinity")
+    return Contribution(reply.metadata.src_node_id, device, samples, steps, arrays, metrics)
+
+
+def weighted_metrics(reply: Message, weighted_by_key: str) -> MetricRecord:
+    """The metrics of a reply; raises ReplyError if a mean over replies cannot use them."""
+    if len(reply.content.metric_records) != 1:
+        raise ReplyError(f"a reply must hold one MetricRecord, got {len(reply.content.metric_records)}")
+    metrics = next(iter(reply.content.metric_records.values()))
+    if weighted_by_key not in metrics:
+        raise ReplyError(f"the MetricRecord must have the key {weighted_by_key!r}, got {sorted(metrics)}")
+    _positive_integer(metrics, weighted_by_key)
+    return metrics
+
+
+def _positive_integer(metrics: MetricRecord, key: str) -> int:
+    value = metrics[key]
+    if isinstance(value, list) or not np.isfinite(value) or value < 1 or value != int(value):
+        raise ReplyError(f"{key!r} must be a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def _reported_device(content: RecordDict) -> int | None:
+    for metrics in content.metric_records.values():
+        value = metrics.get(DEVICE_KEY)
+        if isinstance(value, int) and 0 <= value < 2**31:
+            return value
+    return None
+
+
+def _arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
+    try:
+        return {name: as_numpy(array) for name, array in record.items()}
+    except (ValueError, TypeError, EOFError) as error:
+        raise ReplyError(f"arrays must be readable as numpy arrays: {error}") from error
+
+
+def as_numpy(array: Array) -> NDArray[np.generic]:
+    """The array's values, read-only; Flower's reader copies them, which takes as long as averaging them."""
+    data = array.data
+    if array.stype != "numpy.ndarray" or bytes(data[:8]) != b"\x93NUMPY\x01\x00":
+        return cast(NDArray[np.generic], array.numpy())
+    start = 10 + int.from_bytes(data[8:10], "little")
+    shape, fortran, dtype = _npy_header(bytes(data[:start]))
+    flat = np.frombuffer(data, dtype, count=math.prod(shape), offset=start)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+@lru_cache(maxsize=1024)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    stream = BytesIO(header)
+    npy.read_magic(stream)
+    shape, fortran, dtype = npy.read_array_header_1_0(stream)
+    return shape, fortran, dtype
+
+
+def aggregatable(replies: Sequence[MetricRecord]) -> list[RecordDict]:
+    """Metrics in the form that Flower's aggregation functions take: the keys that all replies share."""
+    shared = set.intersection(*(set(metrics) for metrics in replies)) - {DEVICE_KEY}
+    kept = ({key: value for key, value in metrics.items() if key in shared} for metrics in replies)
+    return [RecordDict({"metrics": MetricRecord(metrics)}) for metrics in kept]

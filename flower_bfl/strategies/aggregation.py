@@ -1,0 +1,111 @@
+"""Gradients, partial aggregates, boost and update: equations (6)–(8), (11) and (12) as pure functions.
+
+Models are flat float32 vectors, shape (p,). Sums run in float64, in the order of the devices, one
+elementwise operation at a time: the same inputs give the same bits on any machine, whatever BLAS it has,
+and that is what lets somebody else recompute a run from its ledger.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float32]
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_T = TypeVar("_T")
+
+_BLOCK = 1 << 16  # parameters a block: its float64 sums stay in the processor's cache
+
+
+def each_block(size: int, work: Callable[[slice], _T]) -> list[_T]:
+    """Results of `work` on consecutive slices of 0..size, each small enough for the cache, in order.
+
+    Large vectors use every processor; what a slice gives does not depend on how many there are.
+    """
+    parts = [slice(low, min(low + _BLOCK, size)) for low in range(0, size, _BLOCK)]
+    if len(parts) < 4:
+        return [work(part) for part in parts]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(work, parts))
+
+
+class Row(Protocol):
+    """Something whose slices are float32 vectors: an array, or a gradient worked out piece by piece."""
+
+    def __getitem__(self, part: slice, /) -> Vector: ...
+
+
+@dataclass(frozen=True, eq=False)
+class CumulativeGradient:
+    """g_y = (w_k − w_y) / η, eqs. (6)(7), computed where it is read, so that no copy of the model is kept."""
+
+    before: Row  # w_k, shape (p,)
+    after: Row  # w_y, shape (p,)
+    learning_rate: float = 1.0  # η
+
+    def __getitem__(self, part: slice, /) -> Vector:
+        difference: Vector = self.before[part] - self.after[part]
+        return difference if self.learning_rate == 1.0 else difference / np.float32(self.learning_rate)
+
+
+def contribution_weights(samples: Integers, steps: Integers) -> Floats:
+    """D_y / (D·e_y) of eq. (8), shape (n,); D sums over everyone that trained this round."""
+    weights: Floats = samples / (samples.sum() * steps)
+    return weights
+
+
+def aggregate_at_servers(
+    gradients: Sequence[Row], weights: Floats, server_of: Integers, servers: int, size: int
+) -> Vector:
+    """Weighted sum at each edge server, eq. (8): a_m = Σ_{y at m} weights_y · g_y.
+
+    gradients: n rows of `size` parameters; weights, server_of: (n,). Returns (servers, size) float32, zeros
+    for a server with no contribution. Not finite exactly where a gradient is not.
+    """
+    partials = np.empty((servers, size), np.float32)
+
+    def work(part: slice) -> None:
+        sums = np.zeros((servers, part.stop - part.start))
+        term = np.empty(part.stop - part.start)
+        for gradient, weight, server in zip(gradients, weights, server_of, strict=True):
+            term[:] = gradient[part]
+            term *= weight
+            sums[server] += term
+        partials[:, part] = sums
+
+    each_block(size, work)
+    return partials
+
+
+def boost(samples: Integers, steps: Integers) -> float:
+    """τ = Σ_y D_y e_y / D, eq. (11): the mean number of SGD steps of a sample's gradient."""
+    return float((samples * steps).sum() / samples.sum())
+
+
+def data_shares(samples: Integers, server_of: Integers, servers: int) -> Floats:
+    """s_m = Σ_{y at m} D_y / D, shape (servers,)."""
+    held = np.bincount(server_of, weights=samples, minlength=servers)
+    return np.asarray(held / samples.sum(), dtype=np.float64)
+
+
+def updated_model(
+    model: Vector, state: Vector, mass: float, tau: float, learning_rate: float = 1.0
+) -> Vector:
+    """w_{k+1} = w_k − η·τ·x/s, eqs. (10)–(12), shape (p,).
+
+    `state` x is the leader's after consensus and `mass` s its share: 1/M gives the paper's M·x.
+    """
+    result = np.empty_like(model)
+    factor = learning_rate * tau / mass
+
+    def work(part: slice) -> None:
+        result[part] = model[part] - factor * state[part].astype(np.float64)
+
+    each_block(model.size, work)
+    return result

@@ -1,0 +1,250 @@
+"""Consensus-based federated learning on a ledger: the paper's Algorithm 1 as a Flower strategy."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord
+from numpy.typing import ArrayLike, NDArray
+
+from flower_bfl.chain_adapter.base import Entry, Ledger, Role, Sender, draw_leader
+from flower_bfl.config import Consensus, LeaderRule, Mass, Outage, check_outages
+from flower_bfl.network import Graph, Mixing, MixingName, edge_graph, mixing_matrix, spectral_radius, without
+from flower_bfl.strategies._edge_strategy import EdgeStrategy, FedAvgArguments, NamedArrays, as_record
+from flower_bfl.strategies._entries import (
+    OPERATOR,
+    consensus_entries,
+    gradient_entries,
+    model_entry,
+    report_entry,
+    rules_entry,
+)
+from flower_bfl.strategies._roster import Association, Trained
+from flower_bfl.strategies.aggregation import (
+    CumulativeGradient,
+    Floats,
+    aggregate_at_servers,
+    boost,
+    contribution_weights,
+    data_shares,
+    updated_model,
+)
+from flower_bfl.strategies.consensus import Agreement, agree, mass_after
+from flower_bfl.types import LeftOut, RoundReport
+
+
+class ConsensusBFL(EdgeStrategy):
+    """Several edge servers aggregate their own devices, agree by consensus, and record every step.
+
+    Takes FedAvg's constructor arguments and replaces it in a Flower app; the ClientApp stays as it is. Two
+    metrics that a client may report are used if they are there: "num-steps" (e_y, its SGD steps; 1 if
+    absent) and "device" (its own index, e.g. its partition id, which makes runs reproducible).
+
+    With p2p_rounds=0 it is the paper's "BFL without consensus", with ledger=None its "consensus FL without
+    blockchain"; its "traditional FL" is `IndependentServers`.
+
+    Parameters
+    ----------
+    edge_servers : number of edge servers M.
+    graph : links between them: "complete", "ring", "line", "star", "random", or a list of pairs.
+    mixing : consensus weights Λ: "laplacian" (the paper's I − d·L), "metropolis", or an (M, M) matrix.
+    laplacian_step : d of the Laplacian weights, in (0, 1/M); 0.9/M by default.
+    p2p_rounds : consensus steps φ a round.
+    mass : "count" (the paper's M·x_m) or "data" (ratio consensus); "data" by default where p2p_rounds is 0.
+    leader : "random" (drawn from the previous block's hash) or the index of an edge server.
+    association : edge server of each device, by device index; devices are dealt out in turn by default.
+    learning_rate : η of eqs. (6)(7)(12). It cancels out of the model and scales the recorded gradients.
+    ledger : where every gradient, consensus step and model is written, or None.
+    seed : of the random graph and of the simulation's signing keys.
+    run_folder : a folder for rounds.jsonl and model.safetensors, or None.
+    outages : edge servers and links that fail in given rounds, for what-if runs.
+    wait_for_nodes_s : how long to wait for the nodes that FedAvg's arguments ask for.
+
+    Raises ConfigError for an argument that breaks a rule, RunFolderError for an unwritable folder, and
+    LedgerError from a round whose blocks could not be written.
+    """
+
+    def __init__(
+        self,
+        *,
+        edge_servers: int = 3,
+        graph: Graph = "complete",
+        mixing: MixingName | ArrayLike = "laplacian",
+        laplacian_step: float | None = None,
+        p2p_rounds: int = 5,
+        mass: Mass | None = None,
+        leader: LeaderRule = "random",
+        association: Association | None = None,
+        learning_rate: float = 1.0,
+        ledger: Ledger | None = None,
+        seed: int = 0,
+        run_folder: Path | str | None = None,
+        outages: Iterable[Outage] = (),
+        wait_for_nodes_s: float = 300.0,
+        **fedavg: Unpack[FedAvgArguments],
+    ) -> None:
+        self.consensus = Consensus(
+            edge_servers, p2p_rounds, mass or ("count" if p2p_rounds else "data"), leader, learning_rate
+        )
+        self.mixing = mixing_matrix(
+            mixing, edge_graph(graph, edge_servers, seed=seed), laplacian_step=laplacian_step
+        )
+        self.outages = tuple(outages)
+        check_outages(self.outages, edge_servers)
+        super().__init__(
+            edge_servers=edge_servers,
+            association=association,
+            ledger=ledger,
+            seed=seed,
+            run_folder=run_folder,
+            wait_for_nodes_s=wait_for_nodes_s,
+            **fedavg,
+        )
+        self._keep_states = ledger is not None
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """One round, from the devices' replies to the new global model and its metrics."""
+        down = [outage for outage in self.outages if outage.round == server_round]
+
+        # 1. Keep the replies that can be used.
+        trained, left_out = self._receive_unless_down(replies, down)
+        if not trained.devices:
+            return self._skip(server_round, left_out, down)
+
+        # 2. Every edge server adds up the gradients of its devices: (6)-(8).
+        gradients = [
+            self._gradient(self._model, reply, self.consensus.learning_rate) for reply in trained.replies
+        ]
+        weights = contribution_weights(trained.samples, trained.steps)
+        partials = aggregate_at_servers(
+            gradients, weights, trained.server_of, self.edge_servers, self.layout.size
+        )
+
+        # 3. They agree, step by step with their neighbours: (9).
+        mass, mixings = self._initial_mass(trained, down), self._mixings(down)
+        leader = self._leader(server_round, mass_after(mass, mixings), down)
+        agreement = agree(partials, mass, mixings, leader, keep_states=self._keep_states)
+
+        # 4. The leader turns what it holds into the global model: (10)-(12).
+        tau = boost(trained.samples, trained.steps)
+        model = self._updated(agreement, tau, trained)
+
+        # 5. All of it goes to the ledger, one block a phase, while the devices train on.
+        published = model_entry(server_round, Sender(Role.SERVER, leader), model)
+        own = {
+            "consensus-error": agreement.error,
+            "consensus-bound": agreement.bound,
+            "left-out": len(left_out),
+        }
+        metrics = self._metrics(trained, own)
+        report = RoundReport(
+            round=server_round,
+            devices=len(trained.devices),
+            samples=int(trained.samples.sum()),
+            left_out=tuple(left_out),
+            down=tuple(map(str, down)),
+            server_devices=tuple(trained.at([server]).devices for server in range(self.edge_servers)),
+            leader=leader,
+            p2p_rounds=len(mixings),
+            spectral_radius=spectral_radius(self.mixing),
+            consensus_error=agreement.error,
+            consensus_bound=agreement.bound,
+            boost=tau,
+            train=dict(metrics),
+        )
+        phases = self._phases(report, trained, gradients, agreement.states, down, published)
+        self._close_round(report, model, published.payload, phases)
+        return as_record(model), metrics
+
+    # -- the steps' details -------------------------------------------------------------------------------
+
+    def _receive_unless_down(
+        self, replies: Iterable[Message], down: Sequence[Outage]
+    ) -> tuple[Trained, list[LeftOut]]:
+        trained, left_out = self._receive(replies)
+        dead = _servers_down(down, 0)
+        cut_off = [
+            LeftOut(f"device {device}", "its edge server is down") for device in trained.at(dead).devices
+        ]
+        return trained.at(set(range(self.edge_servers)) - dead), left_out + cut_off
+
+    def _initial_mass(self, trained: Trained, down: Sequence[Outage]) -> Floats:
+        if self.consensus.mass == "data":
+            return data_shares(trained.samples, trained.server_of, self.edge_servers)
+        active = [server not in _servers_down(down, 0) for server in range(self.edge_servers)]
+        return np.array(active) / sum(active)
+
+    def _mixings(self, down: Sequence[Outage]) -> list[Mixing]:
+        return [
+            without(
+                self.mixing,
+                servers=_servers_down(down, step),
+                links=[outage.link for outage in down if outage.link is not None and outage.step <= step],
+            )
+            for step in range(self.consensus.p2p_rounds)
+        ]
+
+    def _leader(self, server_round: int, masses: Floats, down: Sequence[Outage]) -> int:
+        dead = _servers_down(down, self.consensus.p2p_rounds)
+        candidates = [
+            server for server in range(self.edge_servers) if masses[server] > 0 and server not in dead
+        ]
+        if self.consensus.leader in candidates:
+            return int(self.consensus.leader)
+        return draw_leader(self._head(), server_round, candidates)
+
+    def _updated(self, agreement: Agreement, tau: float, trained: Trained) -> NamedArrays:
+        before = self.layout.vector(self._model)[0 : self.layout.size]
+        weights = updated_model(before, agreement.state, agreement.mass, tau, self.consensus.learning_rate)
+        return self.layout.model(weights, trained.largest.arrays)
+
+    def _skip(
+        self, server_round: int, left_out: Sequence[LeftOut], down: Sequence[Outage]
+    ) -> tuple[None, MetricRecord]:
+        """A round without a usable reply: the model stays as it is, and the ledger says why."""
+        leader = self._leader(server_round, np.ones(self.edge_servers), down)
+        published = model_entry(server_round, Sender(Role.SERVER, leader), self._model)
+        report = RoundReport(
+            round=server_round, left_out=tuple(left_out), down=tuple(map(str, down)), leader=leader
+        )
+        self._close_round(report, self._model, published.payload, [[report_entry(report), published]])
+        return None, MetricRecord({"left-out": len(left_out)})
+
+    def _phases(
+        self,
+        report: RoundReport,
+        trained: Trained,
+        gradients: Sequence[CumulativeGradient],
+        states: NDArray[np.float32] | None,
+        down: Sequence[Outage],
+        published: Entry,
+    ) -> Iterator[Iterable[Entry]]:
+        """The round's entries; read in the recorder's thread, so that encoding overlaps with training too."""
+        yield gradient_entries(report.round, trained, gradients, self.layout)
+        for step, held in enumerate(states if states is not None else ()):
+            up = sorted(set(range(self.edge_servers)) - _servers_down(down, max(step - 1, 0)))
+            yield consensus_entries(report.round, step, held, up, self.layout)
+        yield [*([report_entry(report)] if report.left_out or report.down else []), published]
+
+    def _opening(self) -> list[Entry]:
+        return [rules_entry(self.consensus, self.mixing), model_entry(0, OPERATOR, self._model)]
+
+    def _head(self) -> bytes:
+        """What the leader is drawn from; without a ledger the seed stands in for the chain."""
+        return self._recorder.head or sha256(f"flower-bfl leader {self.seed}".encode()).digest()
+
+    def _settings(self) -> dict[str, object]:
+        return {
+            "Edge servers": self.edge_servers,
+            "Consensus": f"{self.consensus.p2p_rounds} steps, λ = {spectral_radius(self.mixing):.3f}, "
+            f"mass {self.consensus.mass}, leader {self.consensus.leader}",
+            "Ledger": self._recorder.describe(),
+        }
+
+
+def _servers_down(down: Sequence[Outage], step: int) -> set[int]:
+    return {outage.server for outage in down if outage.server is not None and outage.step <= step}

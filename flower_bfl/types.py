@@ -1,0 +1,74 @@
+"""Values that more than one part of the package exchanges."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A reply that did not enter the round, and the rule that it breaks."""
+
+    who: str  # "device 3", or "node 123" when the reply does not say which device it is
+    reason: str
+
+
+@dataclass(frozen=True)
+class LedgerCost:
+    """What recording one round took."""
+
+    blocks: int = 0
+    transactions: int = 0
+    gas: int = 0
+    calldata_bytes: int = 0
+    stored_bytes: int = 0
+    seconds: float = 0.0  # spent in the ledger, partly while devices train
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One line of rounds.jsonl: what a round did, cost and achieved. Seconds are wall time."""
+
+    round: int
+    devices: int = 0  # replies that entered the round
+    samples: int = 0  # D
+    left_out: tuple[LeftOut, ...] = ()
+    down: tuple[str, ...] = ()  # edge servers and links that failed, and from which step
+    server_devices: tuple[tuple[int, ...], ...] = ()  # device indices at each edge server
+    leader: int | None = None
+    p2p_rounds: int = 0  # φ
+    spectral_radius: float = 0.0  # λ
+    consensus_error: float | None = None  # ‖x/s − Σa‖ of the leader
+    consensus_bound: float | None = None  # λ^φ ‖a − s·Σa‖_F / s
+    boost: float | None = None  # τ
+    model_digest: str = ""  # SHA-256 of the model's canonical encoding
+    head: str = ""  # hash of the round's BFL block; empty without a ledger
+    ledger: LedgerCost = field(default_factory=LedgerCost)
+    train_seconds: float = 0.0
+    aggregate_seconds: float = 0.0
+    train: Mapping[str, object] = field(default_factory=dict)  # averaged over devices
+    evaluate_devices: Mapping[str, object] = field(default_factory=dict)  # averaged over devices
+    evaluate: Mapping[str, object] = field(default_factory=dict)  # central, on the global model
+
+    def as_json(self) -> dict[str, object]:
+        """Flat form for rounds.jsonl: the ledger's figures stand beside the others."""
+        line: dict[str, object] = asdict(self)
+        cost = asdict(self.ledger)
+        del line["ledger"]
+        return line | {"chain_seconds": cost.pop("seconds")} | cost
+
+    def as_line(self) -> str:
+        """One line for a log."""
+        parts = [f"round {self.round}: {self.devices} devices"]
+        parts += [f"{name} {value:.4g}" for name, value in self.evaluate.items() if isinstance(value, float)]
+        if self.consensus_error is not None:
+            parts.append(f"consensus error {self.consensus_error:.2g}")
+        if self.ledger.transactions:
+            cost = self.ledger
+            parts.append(
+                f"{cost.transactions} transactions, {cost.gas / 1e6:.1f} Mgas in {cost.seconds:.2f} s"
+            )
+        if self.round:
+            parts.append(f"training {self.train_seconds:.2f} s")
+        if self.left_out:
+            parts.append(f"{len(self.left_out)} left out")
+        return ", ".join(parts)

@@ -1,0 +1,10 @@
+"""Shared by all tests: real Flower messages without a running SuperLink."""
+
+import pytest
+from flwr.supercore.task_identity import TaskIdentity
+
+
+@pytest.fixture(autouse=True, scope="session")
+def flower_identity():
+    """Flower stamps messages with the ids of the task that makes them; outside a run somebody must set them."""
+    TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
