@@ -9,7 +9,7 @@ from time import monotonic, perf_counter, sleep
 from typing import TypedDict, Unpack
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 from numpy.typing import NDArray
@@ -20,11 +20,12 @@ from flower_bfl.strategies._layout import Layout
 from flower_bfl.strategies._recorder import Phases, Recorder
 from flower_bfl.strategies._replies import (
     Contribution,
-    aggregatable,
+    MetricsAggregation,
     as_numpy,
+    averaged,
     contribution,
+    evaluation,
     screen,
-    weighted_metrics,
 )
 from flower_bfl.strategies._roster import Association, Roster, Trained
 from flower_bfl.strategies._run_folder import RunFolder
@@ -33,7 +34,6 @@ from flower_bfl.types import LeftOut, RoundReport
 
 logger = getLogger("flwr")  # Flower shows this logger's lines among its own, also in `flwr run --stream`
 
-MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
 EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
 NamedArrays = dict[str, NDArray[np.generic]]
 
@@ -124,11 +124,11 @@ class EdgeStrategy(FedAvg):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """FedAvg's weighted mean, over the replies that can be used; also part of the round's report."""
-        usable, left_out = screen(replies, partial(weighted_metrics, weighted_by_key=self.weighted_by_key))
+        usable, left_out = screen(replies, partial(evaluation, weighted_by_key=self.weighted_by_key))
         _warn(server_round, left_out)
         if not usable:
             return None
-        metrics = self.evaluate_metrics_aggr_fn(aggregatable(usable), self.weighted_by_key)
+        metrics = averaged(usable, self.weighted_by_key, self.evaluate_metrics_aggr_fn)
         if self._draft is not None:
             self._draft = replace(self._draft, evaluate_devices=dict(metrics))
         return metrics
@@ -176,10 +176,9 @@ class EdgeStrategy(FedAvg):
 
     def _metrics(self, trained: Trained, own: Mapping[str, float]) -> MetricRecord:
         """The devices' metrics averaged, and the round's own."""
-        averaged = self.train_metrics_aggr_fn(
-            aggregatable([reply.metrics for reply in trained.replies]), self.weighted_by_key
-        )
-        return MetricRecord({**averaged, **own})
+        contents = [reply.content for reply in trained.replies]
+        mean = averaged(contents, self.weighted_by_key, self.train_metrics_aggr_fn) if contents else {}
+        return MetricRecord({**mean, **own})
 
     def _close_round(self, report: RoundReport, model: NamedArrays, payload: bytes, phases: Phases) -> None:
         """Adopt the round's model and start recording; the report follows when its blocks are there."""

@@ -13,6 +13,8 @@ from flower_bfl.strategies.aggregation import Vector
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
+_FLOATING = "f"  # numpy's letter for floating-point dtypes
+
 
 class FlatView:
     """Arrays laid end to end, shape (p,), copied only where they are read."""
@@ -51,12 +53,12 @@ class Layout:
     @property
     def trained(self) -> list[str]:
         """Names of the floating-point arrays."""
-        return [name for name, dtype in self.dtypes.items() if np.issubdtype(dtype, np.floating)]
+        return [name for name, dtype in self.dtypes.items() if dtype.kind == _FLOATING]
 
     @property
     def copied(self) -> list[str]:
         """Names of the other arrays."""
-        return [name for name, dtype in self.dtypes.items() if not np.issubdtype(dtype, np.floating)]
+        return [name for name, dtype in self.dtypes.items() if dtype.kind != _FLOATING]
 
     @property
     def size(self) -> int:
@@ -95,7 +97,7 @@ class Layout:
         for name, array in arrays.items():
             if array.shape != self.shapes[name]:
                 raise ReplyError(f"array {name!r} must have shape {self.shapes[name]}, got {array.shape}")
-            if (name in self.trained) != np.issubdtype(array.dtype, np.floating):
+            if (self.dtypes[name].kind == _FLOATING) != (array.dtype.kind == _FLOATING):
                 raise ReplyError(
                     f"array {name!r} must have a dtype like {self.dtypes[name]}, got {array.dtype}"
                 )

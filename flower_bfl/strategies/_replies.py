@@ -29,9 +29,10 @@ class Contribution:
     samples: int  # D_y
     steps: int  # e_y
     arrays: dict[str, NDArray[np.generic]]  # w_y
-    metrics: MetricRecord
+    content: RecordDict  # the whole reply
 
 
+MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
 _T = TypeVar("_T")
 
 
@@ -66,7 +67,13 @@ def contribution(reply: Message, layout: Layout, weighted_by_key: str) -> Contri
     for name in layout.trained:
         if not np.isfinite(arrays[name]).all():
             raise ReplyError(f"array {name!r} must be finite, got NaN or infinity")
-    return Contribution(reply.metadata.src_node_id, device, samples, steps, arrays, metrics)
+    return Contribution(reply.metadata.src_node_id, device, samples, steps, arrays, reply.content)
+
+
+def evaluation(reply: Message, weighted_by_key: str) -> RecordDict:
+    """A reply to an evaluation message; raises ReplyError if a mean over replies cannot use it."""
+    weighted_metrics(reply, weighted_by_key)
+    return reply.content
 
 
 def weighted_metrics(reply: Message, weighted_by_key: str) -> MetricRecord:
@@ -121,8 +128,14 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.gener
     return shape, fortran, dtype
 
 
-def aggregatable(replies: Sequence[MetricRecord]) -> list[RecordDict]:
-    """Metrics in the form that Flower's aggregation functions take: the keys that all replies share."""
-    shared = set.intersection(*(set(metrics) for metrics in replies)) - {DEVICE_KEY}
-    kept = ({key: value for key, value in metrics.items() if key in shared} for metrics in replies)
-    return [RecordDict({"metrics": MetricRecord(metrics)}) for metrics in kept]
+def averaged(
+    contents: Sequence[RecordDict], weighted_by_key: str, average: MetricsAggregation
+) -> MetricRecord:
+    """The replies' metrics averaged by a Flower aggregation function: the keys that all replies share."""
+    records = [next(iter(content.metric_records.values())) for content in contents]
+    shared = set.intersection(*(set(record) for record in records))
+    if any(len(record) > len(shared) for record in records):
+        kept = ({key: value for key, value in record.items() if key in shared} for record in records)
+        contents = [RecordDict({"metrics": MetricRecord(metrics)}) for metrics in kept]
+    metrics = average(list(contents), weighted_by_key)
+    return MetricRecord({key: value for key, value in metrics.items() if key != DEVICE_KEY})

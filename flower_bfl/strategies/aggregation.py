@@ -69,14 +69,15 @@ def aggregate_at_servers(
     for a server with no contribution. Not finite exactly where a gradient is not.
     """
     partials = np.empty((servers, size), np.float32)
+    by_server = np.argsort(server_of, kind="stable")  # one server's sums stay in the cache while they grow
 
     def work(part: slice) -> None:
         sums = np.zeros((servers, part.stop - part.start))
         term = np.empty(part.stop - part.start)
-        for gradient, weight, server in zip(gradients, weights, server_of, strict=True):
-            term[:] = gradient[part]
-            term *= weight
-            sums[server] += term
+        for y in by_server:
+            term[:] = gradients[y][part]
+            term *= weights[y]
+            sums[server_of[y]] += term
         partials[:, part] = sums
 
     each_block(size, work)

@@ -1,0 +1,116 @@
+"""The server: chooses strategy and ledger, evaluates the global model, draws the curves."""
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg, Strategy
+
+from flower_bfl import ConfigError, ConsensusBFL, EvmLedger, IndependentServers, MemoryLedger, report
+from flower_bfl.learning.models import build
+from flower_bfl.learning.training import evaluate
+from quickstart.task import dataset
+
+app = ServerApp()
+log = logging.getLogger("flwr.quickstart")  # below Flower's own logger, so it comes out with its lines
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the rounds and report on them."""
+    torch.set_num_threads(1)
+    config = context.run_config
+    folder = make_run_folder(config["run-folder"])
+    log.info("Run folder: %s", folder)
+
+    model = build(config["dataset"], config["seed"])
+    strategy = make_strategy(config, folder)
+    strategy.start(
+        grid=grid,
+        initial_arrays=ArrayRecord(model.state_dict()),
+        num_rounds=config["num-server-rounds"],
+        evaluate_fn=make_evaluation(config),
+    )
+    if config["strategy"] != "fedavg":
+        report_on(folder)
+
+
+def make_run_folder(name: str) -> Path:
+    """The folder that the run writes into; "" is ./runs/quickstart-<time>."""
+    folder = Path(name or f"runs/quickstart-{datetime.now():%Y%m%d-%H%M%S}").expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def make_strategy(config: dict[str, Any], folder: Path) -> Strategy:
+    """FedAvg, or several edge servers in its place."""
+    devices = config["devices"]
+    sampling = {
+        "fraction_train": config["fraction-train"],
+        "fraction_evaluate": config["fraction-evaluate"],
+        "min_train_nodes": max(1, round(config["fraction-train"] * devices)),
+        "min_evaluate_nodes": max(1, round(config["fraction-evaluate"] * devices)),
+        "min_available_nodes": devices,
+    }
+    name = config["strategy"]
+    if name == "fedavg":
+        return FedAvg(**sampling)
+    shared = {
+        "edge_servers": config["edge-servers"],
+        "seed": config["seed"],
+        "run_folder": folder,
+        **sampling,
+    }
+    if name == "independent":
+        return IndependentServers(**shared)
+    if name == "consensus":
+        leader = config["leader"]
+        return ConsensusBFL(
+            graph=config["graph"],
+            mixing=config["mixing"],
+            p2p_rounds=config["p2p-rounds"],
+            ledger=make_ledger(config, folder),
+            leader=leader if leader == "random" else int(leader),
+            **shared,
+        )
+    raise ConfigError(f"`strategy` must be one of consensus, independent, fedavg, got {name!r}")
+
+
+def make_ledger(config: dict[str, Any], folder: Path) -> Any:
+    """An EVM chain in this process, a ledger in memory, or none."""
+    name = config["ledger"]
+    if name == "evm":
+        return EvmLedger(folder / "chain", payloads=config["payloads"])
+    if name == "memory":
+        return MemoryLedger()
+    if name == "none":
+        return None
+    raise ConfigError(f"`ledger` must be one of evm, memory, none, got {name!r}")
+
+
+def make_evaluation(config: dict[str, Any]) -> Callable[[int, ArrayRecord], MetricRecord]:
+    """Accuracy and loss of a global model on the whole test set."""
+    data = dataset(config["dataset"], config["data-folder"])
+    model = build(config["dataset"], seed=0)
+
+    def evaluate_globally(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        model.load_state_dict(arrays.to_torch_state_dict())
+        result = evaluate(model, data.test_images, data.test_labels)
+        return MetricRecord({"accuracy": result.accuracy, "loss": result.loss})
+
+    return evaluate_globally
+
+
+def report_on(folder: Path) -> None:
+    """Log the summary and draw the curves."""
+    for line in report.summary(folder).splitlines():
+        log.info("%s", line)
+    try:
+        log.info("Curves: %s", report.draw_curves(folder))
+    except ModuleNotFoundError as error:
+        log.warning("No curves: %s is not installed (pip install 'flower-bfl[plots]').", error.name)

@@ -1,0 +1,104 @@
+"""The quickstart as a newcomer runs it: real processes, real training, a real chain on disk."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flower_bfl import EvmLedger
+from flower_bfl.chain_adapter.base import Kind, digest
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT.parent / "shared" / "data"
+ROUNDS = 3
+
+
+def quickstart(folder: Path, settings: str) -> str:
+    command = [
+        sys.executable,
+        "-m",
+        "flower_bfl.cli",
+        "run",
+        "examples/quickstart",
+        "--run-folder",
+        str(folder),
+    ]
+    done = subprocess.run(
+        [*command, "--run-config", settings], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first") / "run"
+    return folder, quickstart(folder, f"num-server-rounds={ROUNDS}")
+
+
+def rounds_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+
+
+def test_it_learns_and_says_so(run):
+    folder, output = run
+    lines = rounds_of(folder)
+    assert [line["round"] for line in lines] == [0, 1, 2, 3]
+    accuracies = [line["evaluate"]["accuracy"] for line in lines]
+    assert accuracies[0] < 0.3 < 0.6 < accuracies[-1]
+    for words in ("accuracy", "loss", "consensus error", "transactions", "gas", "chain"):
+        assert words in output.lower()
+    for line in lines[1:]:
+        assert line["devices"] == 10 and line["left_out"] == []
+        assert line["transactions"] >= 10 + 3 * 6 + 1
+        assert line["consensus_error"] <= line["consensus_bound"] * (1 + 1e-3) + 1e-6
+
+
+def test_the_chain_in_the_folder_holds_every_update(run):
+    folder, _ = run
+    ledger = EvmLedger(folder / "chain")
+    entries = list(ledger.entries())
+    counts = {kind: sum(entry.kind is kind for entry in entries) for kind in Kind}
+    assert counts == {
+        Kind.RULES: 1,
+        Kind.REPORT: 0,
+        Kind.GRADIENT: 10 * ROUNDS,
+        Kind.CONSENSUS: 3 * 6 * ROUNDS,
+        Kind.MODEL: 1 + ROUNDS,
+    }
+    last = [entry for entry in entries if entry.kind is Kind.MODEL][-1]
+    assert (folder / "model.safetensors").read_bytes() == last.payload
+    assert rounds_of(folder)[-1]["model_digest"] == digest(last.payload).hex()
+    assert rounds_of(folder)[-1]["head"] == ledger.head.hex()
+    ledger.close()
+
+
+def test_it_leaves_a_picture(run):
+    folder, _ = run
+    picture = (folder / "curves.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
+
+
+def test_the_same_seed_gives_the_same_chain_bit_for_bit(run, tmp_path):
+    folder, _ = run
+    quickstart(tmp_path / "run", f"num-server-rounds={ROUNDS}")
+    chains = [EvmLedger(each / "chain") for each in (folder, tmp_path / "run")]
+    assert chains[0].head == chains[1].head
+    assert chains[0].block_hash == chains[1].block_hash
+    models = [(each / "model.safetensors").read_bytes() for each in (folder, tmp_path / "run")]
+    assert models[0] == models[1]
+    for chain in chains:
+        chain.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "FashionMNIST").is_dir(), reason="no Fashion-MNIST in ../shared/data")
+def test_fashion_mnist_with_two_labels_a_device_learns(tmp_path):
+    settings = f'dataset="fashion-mnist" partition="labels" data-folder="{DATA}" num-server-rounds=10'
+    quickstart(tmp_path / "run", settings)
+    assert rounds_of(tmp_path / "run")[-1]["evaluate"]["accuracy"] > 0.5
+    ledger = EvmLedger(tmp_path / "run" / "chain")
+    assert sum(1 for _ in ledger.entries()) == 2 + 10 * (10 + 18 + 1)
+    ledger.close()
