@@ -6,5 +6,5 @@ from flwr.supercore.task_identity import TaskIdentity
 
 @pytest.fixture(autouse=True, scope="session")
 def flower_identity():
-    """Flower stamps messages with the ids of the task that makes them; outside a run somebody must set them."""
+    """Flower stamps messages with the ids of the running task; outside a run somebody must set them."""
     TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1

@@ -1,0 +1,99 @@
+"""The payload store, in a folder and in memory."""
+
+import os
+from hashlib import sha256
+
+import pytest
+
+from flower_bfl.chain_adapter import PayloadStore
+from flower_bfl.errors import LedgerError, PayloadError
+
+PAYLOAD = bytes(range(256)) * 40
+DIGEST = sha256(PAYLOAD).digest()
+
+
+@pytest.fixture(params=["memory", "folder", "fsync"])
+def store(request, tmp_path):
+    return PayloadStore(
+        None if request.param == "memory" else tmp_path / "a" / "b", fsync=request.param == "fsync"
+    )
+
+
+def test_what_was_written_is_read(store):
+    assert DIGEST not in store
+    assert store.write(PAYLOAD) == DIGEST
+    assert store.write(PAYLOAD, DIGEST) == DIGEST
+    assert DIGEST in store
+    assert store.read(DIGEST) == PAYLOAD
+
+
+def test_a_missing_payload(store):
+    store.write(b"other")
+    with pytest.raises(PayloadError, match=f"{DIGEST.hex()}.* is missing"):
+        store.read(DIGEST)
+
+
+def test_discarded_payloads_are_gone(store):
+    store.write(PAYLOAD)
+    store.discard([DIGEST, bytes(32)])
+    assert DIGEST not in store
+
+
+def test_files_are_named_by_their_digest_and_nothing_else_is_left(tmp_path):
+    PayloadStore(tmp_path).write(PAYLOAD)
+    (file,) = tmp_path.iterdir()
+    assert file.name == f"{DIGEST.hex()}.safetensors"
+    assert file.read_bytes() == PAYLOAD
+
+
+@pytest.mark.parametrize("position", [0, 1, 5000, len(PAYLOAD) - 1])
+def test_a_changed_byte_is_found(tmp_path, position):
+    store = PayloadStore(tmp_path)
+    store.write(PAYLOAD)
+    (file,) = tmp_path.iterdir()
+    damaged = bytearray(PAYLOAD)
+    damaged[position] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(PayloadError) as caught:
+        store.read(DIGEST)
+    assert all(text in str(caught.value) for text in (str(file), DIGEST.hex(), sha256(damaged).hexdigest()))
+
+
+def test_a_file_cut_short_is_found_and_written_anew(tmp_path):
+    store = PayloadStore(tmp_path)
+    store.write(PAYLOAD)
+    (file,) = tmp_path.iterdir()
+    os.truncate(file, 100)
+    with pytest.raises(PayloadError, match="must have digest"):
+        store.read(DIGEST)
+    store.write(PAYLOAD)
+    assert store.read(DIGEST) == PAYLOAD
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(LedgerError, match=f"payload folder {tmp_path / 'taken'} cannot be written"):
+        PayloadStore(tmp_path / "taken").write(PAYLOAD)
+
+
+def test_a_write_that_fails_leaves_no_file(tmp_path, monkeypatch):
+    store = PayloadStore(tmp_path, fsync=True)
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LedgerError, match="No space left on device"):
+        store.write(PAYLOAD)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_somebody_elses_payload_may_be_read_by_all(tmp_path):
+    """Unlike a temporary file, which only its owner may read."""
+    mask = os.umask(0o022)
+    try:
+        PayloadStore(tmp_path).write(PAYLOAD)
+    finally:
+        os.umask(mask)
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o644
