@@ -29,7 +29,7 @@ from flower_bfl.strategies._replies import (
 )
 from flower_bfl.strategies._roster import Association, Roster, Trained
 from flower_bfl.strategies._run_folder import RunFolder
-from flower_bfl.strategies.aggregation import CumulativeGradient
+from flower_bfl.strategies.aggregation import CumulativeGradient, Vector
 from flower_bfl.types import LeftOut, RoundReport
 
 logger = getLogger("flwr")  # Flower shows this logger's lines among its own, also in `flwr run --stream`
@@ -168,11 +168,12 @@ class EdgeStrategy(FedAvg):
         trained, impostors = self._roster.admit(usable)
         return trained, left_out + impostors
 
-    def _gradient(
-        self, sent: NamedArrays, reply: Contribution, learning_rate: float = 1.0
-    ) -> CumulativeGradient:
+    def _flat(self, model: NamedArrays) -> Vector:
+        return self.layout.vector(model)[0 : self.layout.size]
+
+    def _gradient(self, sent: Vector, reply: Contribution, learning_rate: float = 1.0) -> CumulativeGradient:
         """A device's cumulative gradient against the model that it was sent: (6)(7)."""
-        return CumulativeGradient(self.layout.vector(sent), self.layout.vector(reply.arrays), learning_rate)
+        return CumulativeGradient(sent, self.layout.vector(reply.arrays), learning_rate)
 
     def _metrics(self, trained: Trained, own: Mapping[str, float]) -> MetricRecord:
         """The devices' metrics averaged, and the round's own."""

@@ -36,7 +36,7 @@ def each_block(size: int, work: Callable[[slice], _T]) -> list[_T]:
 
 
 class Row(Protocol):
-    """Something whose slices are float32 vectors: an array, or a gradient worked out piece by piece."""
+    """Something whose slices of parameters are float32: an array, or what is worked out where it is read."""
 
     def __getitem__(self, part: slice, /) -> Vector: ...
 
@@ -60,28 +60,38 @@ def contribution_weights(samples: Integers, steps: Integers) -> Floats:
     return weights
 
 
-def aggregate_at_servers(
-    gradients: Sequence[Row], weights: Floats, server_of: Integers, servers: int, size: int
-) -> Vector:
-    """Weighted sum at each edge server, eq. (8): a_m = Σ_{y at m} weights_y · g_y.
+@dataclass(frozen=True, eq=False)
+class PartialAggregates:
+    """a_m = Σ_{y at m} weights_y · g_y at each of m edge servers, eq. (8), computed where they are read.
 
-    gradients: n rows of `size` parameters; weights, server_of: (n,). Returns (servers, size) float32, zeros
-    for a server with no contribution. Not finite exactly where a gradient is not.
+    A slice of c parameters is (m, c) float32, zeros for a server with no contribution, and not finite exactly
+    where a gradient is not.
     """
-    partials = np.empty((servers, size), np.float32)
-    by_server = np.argsort(server_of, kind="stable")  # one server's sums stay in the cache while they grow
+
+    gradients: Sequence[Row]  # n rows of p parameters
+    weights: Floats  # shape (n,), see `contribution_weights`
+    server_of: Integers  # shape (n,)
+    servers: int
+
+    def __getitem__(self, part: slice, /) -> Vector:
+        sums = np.zeros((self.servers, part.stop - part.start))
+        term = np.empty(part.stop - part.start)
+        for y in np.argsort(self.server_of, kind="stable"):  # one server's sums stay in the cache meanwhile
+            term[:] = self.gradients[y][part]
+            term *= self.weights[y]
+            sums[self.server_of[y]] += term
+        return sums.astype(np.float32)
+
+
+def whole(rows: Row, servers: int, size: int) -> Vector:
+    """Every slice of `rows` put together, (servers, size)."""
+    result = np.empty((servers, size), np.float32)
 
     def work(part: slice) -> None:
-        sums = np.zeros((servers, part.stop - part.start))
-        term = np.empty(part.stop - part.start)
-        for y in by_server:
-            term[:] = gradients[y][part]
-            term *= weights[y]
-            sums[server_of[y]] += term
-        partials[:, part] = sums
+        result[:, part] = rows[part]
 
     each_block(size, work)
-    return partials
+    return result
 
 
 def boost(samples: Integers, steps: Integers) -> float:

@@ -7,12 +7,12 @@ from typing import Unpack
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from flower_bfl.chain_adapter.base import Entry, Ledger, Role, Sender, draw_leader
 from flower_bfl.config import Consensus, LeaderRule, Mass, Outage, check_outages
 from flower_bfl.network import Graph, Mixing, MixingName, edge_graph, mixing_matrix, spectral_radius, without
-from flower_bfl.strategies._edge_strategy import EdgeStrategy, FedAvgArguments, NamedArrays, as_record
+from flower_bfl.strategies._edge_strategy import EdgeStrategy, FedAvgArguments, as_record
 from flower_bfl.strategies._entries import (
     OPERATOR,
     consensus_entries,
@@ -25,13 +25,14 @@ from flower_bfl.strategies._roster import Association, Trained
 from flower_bfl.strategies.aggregation import (
     CumulativeGradient,
     Floats,
-    aggregate_at_servers,
+    PartialAggregates,
+    Vector,
     boost,
     contribution_weights,
     data_shares,
     updated_model,
 )
-from flower_bfl.strategies.consensus import Agreement, agree, mass_after
+from flower_bfl.strategies.consensus import agree, mass_after
 from flower_bfl.types import LeftOut, RoundReport
 
 
@@ -116,22 +117,20 @@ class ConsensusBFL(EdgeStrategy):
             return self._skip(server_round, left_out, down)
 
         # 2. Every edge server adds up the gradients of its devices: (6)-(8).
-        gradients = [
-            self._gradient(self._model, reply, self.consensus.learning_rate) for reply in trained.replies
-        ]
+        before, learning_rate = self._flat(self._model), self.consensus.learning_rate
+        gradients = [self._gradient(before, reply, learning_rate) for reply in trained.replies]
         weights = contribution_weights(trained.samples, trained.steps)
-        partials = aggregate_at_servers(
-            gradients, weights, trained.server_of, self.edge_servers, self.layout.size
-        )
+        partials = PartialAggregates(gradients, weights, trained.server_of, self.edge_servers)
 
         # 3. They agree, step by step with their neighbours: (9).
         mass, mixings = self._initial_mass(trained, down), self._mixings(down)
         leader = self._leader(server_round, mass_after(mass, mixings), down)
-        agreement = agree(partials, mass, mixings, leader, keep_states=self._keep_states)
+        agreement = agree(partials, self.layout.size, mass, mixings, leader, keep_states=self._keep_states)
 
         # 4. The leader turns what it holds into the global model: (10)-(12).
         tau = boost(trained.samples, trained.steps)
-        model = self._updated(agreement, tau, trained)
+        after = updated_model(before, agreement.state, agreement.mass, tau, learning_rate)
+        model = self.layout.model(after, trained.largest.arrays)
 
         # 5. All of it goes to the ledger, one block a phase, while the devices train on.
         published = model_entry(server_round, Sender(Role.SERVER, leader), model)
@@ -197,11 +196,6 @@ class ConsensusBFL(EdgeStrategy):
             return int(self.consensus.leader)
         return draw_leader(self._head(), server_round, candidates)
 
-    def _updated(self, agreement: Agreement, tau: float, trained: Trained) -> NamedArrays:
-        before = self.layout.vector(self._model)[0 : self.layout.size]
-        weights = updated_model(before, agreement.state, agreement.mass, tau, self.consensus.learning_rate)
-        return self.layout.model(weights, trained.largest.arrays)
-
     def _skip(
         self, server_round: int, left_out: Sequence[LeftOut], down: Sequence[Outage]
     ) -> tuple[None, MetricRecord]:
@@ -219,7 +213,7 @@ class ConsensusBFL(EdgeStrategy):
         report: RoundReport,
         trained: Trained,
         gradients: Sequence[CumulativeGradient],
-        states: NDArray[np.float32] | None,
+        states: Vector | None,
         down: Sequence[Outage],
         published: Entry,
     ) -> Iterator[Iterable[Entry]]:

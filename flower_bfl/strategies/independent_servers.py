@@ -18,7 +18,13 @@ from flower_bfl.strategies._edge_strategy import (
     as_record,
 )
 from flower_bfl.strategies._roster import Association, Trained
-from flower_bfl.strategies.aggregation import aggregate_at_servers, boost, contribution_weights, updated_model
+from flower_bfl.strategies.aggregation import (
+    PartialAggregates,
+    boost,
+    contribution_weights,
+    updated_model,
+    whole,
+)
 from flower_bfl.types import RoundReport
 
 
@@ -94,15 +100,14 @@ class IndependentServers(EdgeStrategy):
         if not trained.devices:
             return self.models[server]
         gradients = [
-            self._gradient(self._sent.get(reply.node, self.models[server]), reply)
+            self._gradient(self._flat(self._sent.get(reply.node, self.models[server])), reply)
             for reply in trained.replies
         ]
         weights = contribution_weights(trained.samples, trained.steps)
-        total = aggregate_at_servers(
-            gradients, weights, np.zeros_like(trained.server_of), 1, self.layout.size
-        )
-        before = self.layout.vector(self.models[server])[0 : self.layout.size]
-        after = updated_model(before, total[0], 1.0, boost(trained.samples, trained.steps))
+        partial = PartialAggregates(gradients, weights, np.zeros_like(trained.server_of), 1)
+        total = whole(partial, 1, self.layout.size)[0]
+        tau = boost(trained.samples, trained.steps)
+        after = updated_model(self._flat(self.models[server]), total, 1.0, tau)
         return self.layout.model(after, trained.largest.arrays)
 
     def _model_for(self, message: Message) -> NamedArrays:

@@ -10,13 +10,18 @@ from hypothesis import strategies as st
 from flower_bfl.strategies._layout import FlatView, Layout
 from flower_bfl.strategies.aggregation import (
     CumulativeGradient,
-    aggregate_at_servers,
+    PartialAggregates,
     boost,
     contribution_weights,
     data_shares,
     each_block,
     updated_model,
+    whole,
 )
+
+
+def aggregate_at_servers(gradients, weights, server_of, servers, size):
+    return whole(PartialAggregates(gradients, weights, server_of, servers), servers, size)
 
 
 def vectors(count, size, seed=0):

@@ -4,21 +4,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flower_bfl.network import edge_graph, laplacian_mixing, metropolis_mixing, spectral_radius, without
-from flower_bfl.strategies.consensus import (
-    agree,
-    consensus_error,
-    consensus_error_bound,
-    mass_after,
-    mix,
-    reach_consensus,
-    state_after,
-)
+from flower_bfl.strategies.consensus import agree, mix, reach_consensus
 
 GRAPHS = ["complete", "ring", "line", "star", "random"]
 
 
 def partials(servers, size=40, seed=0):
     return np.random.default_rng(seed).standard_normal((servers, size), dtype=np.float32)
+
+
+def agreed(values, mixings, server, *, mass=None, keep_states=True):
+    mass = np.full(len(values), 1 / len(values)) if mass is None else mass
+    rows = values if values.ndim == 2 else values[:, None]
+
+    class Blocks:
+        def __getitem__(self, part):
+            return rows[:, part]
+
+    return agree(Blocks(), rows.shape[1], mass, mixings, server, keep_states=keep_states)
 
 
 def test_every_step_multiplies_by_the_mixing_matrix():
@@ -58,14 +61,13 @@ def test_the_error_stays_within_its_bound(name, servers, steps, seed, by_data):
         np.random.default_rng(seed).dirichlet(np.ones(servers)) if by_data else np.full(servers, 1 / servers)
     )
     mixings = [mixing] * steps
-    states, masses = reach_consensus(values, mixings), mass_after(shares, mixings)
-    rounding = 1e-5 * (steps + 1) / masses.min()
+    masses = np.linalg.matrix_power(mixing, steps) @ shares
     for server in range(servers):
-        error = consensus_error(values, states[-1, server], masses[server])
-        bound = consensus_error_bound(values, shares, mixings, masses[server])
-        direct = np.linalg.norm(states[-1, server] / masses[server] - values.astype(float).sum(axis=0))
-        assert error == pytest.approx(direct)
-        assert error <= bound + rounding
+        agreement = agreed(values, mixings, server, mass=shares)
+        direct = np.linalg.norm(agreement.state / masses[server] - values.astype(float).sum(axis=0))
+        assert agreement.mass == pytest.approx(masses[server])
+        assert agreement.error == pytest.approx(direct)
+        assert agreement.error <= agreement.bound + 1e-5 * (steps + 1) / masses.min()
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -76,10 +78,9 @@ def test_the_error_decays_like_the_spectral_radius_to_the_steps(name):
     slowest = vectors[:, np.abs(values).argmax()].astype(np.float32)[:, None]
     radius = spectral_radius(mixing)
     server = int(np.abs(slowest).argmax())
-    start = consensus_error(slowest, slowest[server], 1 / 5)
+    start = agreed(slowest, [], server).error
     for steps in (1, 5, 20):
-        states = reach_consensus(slowest, [mixing] * steps)
-        error = consensus_error(slowest, states[-1, server], 1 / 5)
+        error = agreed(slowest, [mixing] * steps, server).error
         assert error == pytest.approx(radius**steps * start, rel=1e-3, abs=1e-6)
 
 
@@ -87,13 +88,18 @@ def test_the_error_decays_like_the_spectral_radius_to_the_steps(name):
 def test_skipping_the_steps_gives_the_same_state(server):
     mixings = [laplacian_mixing(edge_graph("line", 4)), metropolis_mixing(edge_graph("ring", 4))] * 3
     values = partials(4, 200_000)
-    step_by_step = reach_consensus(values, mixings)[-1, server]
-    np.testing.assert_allclose(state_after(values, mixings, server), step_by_step, rtol=1e-5, atol=1e-6)
+    step_by_step = agreed(values, mixings, server)
+    np.testing.assert_array_equal(step_by_step.states, reach_consensus(values, mixings))
+    at_once = agreed(values, mixings, server, keep_states=False)
+    assert at_once.states is None
+    np.testing.assert_allclose(at_once.state, step_by_step.state, rtol=1e-5, atol=1e-6)
+    assert at_once.error == pytest.approx(step_by_step.error, rel=1e-4)
+    assert at_once.bound == step_by_step.bound
 
 
 def test_without_steps_an_edge_server_has_what_it_started_with():
     values = partials(3)
-    agreement = agree(values, np.full(3, 1 / 3), [], 2, keep_states=True)
+    agreement = agreed(values, [], 2)
     np.testing.assert_array_equal(agreement.state, values[2])
     assert agreement.states is not None and agreement.states.shape == (1, 3, 40)
     assert agreement.error <= agreement.bound
@@ -105,7 +111,7 @@ def test_ratio_consensus_is_exact_where_servers_hold_proportional_sums():
     values = (shares[:, None] * mean).astype(np.float32)
     mixing = laplacian_mixing(edge_graph("line", 3))
     for steps in range(4):
-        agreement = agree(values, shares, [mixing] * steps, 1, keep_states=False)
+        agreement = agreed(values, [mixing] * steps, 1, mass=shares, keep_states=False)
         np.testing.assert_allclose(agreement.state / agreement.mass, mean, rtol=1e-5, atol=1e-6)
         assert agreement.error < 1e-5
 
