@@ -74,13 +74,16 @@ class PartialAggregates:
     servers: int
 
     def __getitem__(self, part: slice, /) -> Vector:
-        sums = np.zeros((self.servers, part.stop - part.start))
-        term = np.empty(part.stop - part.start)
-        for y in np.argsort(self.server_of, kind="stable"):  # one server's sums stay in the cache meanwhile
-            term[:] = self.gradients[y][part]
-            term *= self.weights[y]
-            sums[self.server_of[y]] += term
-        return sums.astype(np.float32)
+        partials = np.zeros((self.servers, part.stop - part.start), np.float32)
+        total, term = np.empty((2, part.stop - part.start))
+        for server in np.unique(self.server_of):  # one at a time: its sum stays in the cache
+            total.fill(0.0)
+            for y in np.flatnonzero(self.server_of == server):
+                np.copyto(term, self.gradients[y][part])
+                term *= self.weights[y]
+                total += term
+            partials[server] = total
+        return partials
 
 
 def whole(rows: Row, servers: int, size: int) -> Vector:

@@ -48,8 +48,8 @@ def agree(
             states[:, :, part] = reach_consensus(start, mixings)
         total = start.sum(axis=0, dtype=np.float64)
         miss = state[part].astype(np.float64) / final_mass - total
-        spread = start - mass[:, None] * total
-        return float(miss @ miss), float(np.vdot(spread, spread))
+        spreads = (row - share * total for row, share in zip(start, mass, strict=True))
+        return float(miss @ miss), sum(float(spread @ spread) for spread in spreads)
 
     squares = each_block(size, work)
     error, distance = (math.sqrt(sum(column)) for column in zip(*squares, (0.0, 0.0), strict=True))
@@ -86,11 +86,10 @@ def mass_after(mass: Floats, mixings: Sequence[Mixing]) -> Floats:
 
 def mix(mixing: Floats, values: Vector | Floats) -> Floats:
     """Λ·x in float64, in one fixed order of operations, unlike a BLAS product. (k, m), (m, c) -> (k, c)."""
-    values = values.astype(np.float64, copy=False)
     mixed = np.empty((len(mixing), values.shape[1]))
     for row, weights in zip(mixed, mixing, strict=True):
         linked = np.flatnonzero(weights)
         np.multiply(values[linked[0]], weights[linked[0]], out=row)
         for other in linked[1:]:
-            row += weights[other] * values[other]
+            row += weights[other] * values[other]  # a float64 times float32 is float64
     return mixed

@@ -1,0 +1,127 @@
+"""The command `flower-bfl`. Heavy imports stay inside the commands: `flower-bfl --help` must be quick."""
+
+import re
+import sys
+import tomllib
+from datetime import datetime
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flower_bfl.errors import ConfigError, FlowerBFLError
+
+_DEFAULT_NODES = 10
+
+# --run-config takes what `flwr run` takes: name=value pairs, values with blanks in either quotation mark.
+_PAIR = r"""([^\s=]+)=("[^"]*"|'[^']*'|\S+)"""
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+def main() -> None:
+    """Entry point: an error of ours is one red line, and status 2 for an argument, 1 for the rest."""
+    try:
+        app()
+    except FlowerBFLError as error:
+        typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"flower-bfl {installed_version('flower-bfl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def flower_bfl(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Federated learning with several edge servers, consensus and an EVM ledger, on Flower."""
+
+
+@app.command()
+def run(
+    app: Annotated[Path, typer.Argument(help="Folder of a Flower app, such as examples/quickstart.")],
+    run_config: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Settings of the app, as in 'num-server-rounds=3 graph=\"ring\"'; may be repeated."
+        ),
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Simulated devices (default: the `devices` of the app, else {_DEFAULT_NODES}).",
+            show_default=False,
+        ),
+    ] = None,
+    run_folder: Annotated[
+        Path | None,
+        typer.Option(help="Where the app writes (default: runs/<app>-<time>).", show_default=False),
+    ] = None,
+) -> None:
+    """Simulate the Flower app in the folder APP, in a private SuperLink that ends with the run.
+
+    The app gets the run folder's absolute path as its setting `run-folder`.
+    """
+    from flower_bfl._flwr_run import declared_config, run_app
+
+    defaults = declared_config(app)
+    settings = _parse_run_config(run_config or [])
+    if nodes is None:
+        devices = settings.get("devices", defaults.get("devices", _DEFAULT_NODES))
+        nodes = devices if isinstance(devices, int) else _DEFAULT_NODES
+    elif "devices" in defaults:
+        settings.setdefault("devices", nodes)
+    folder = run_folder or _run_folder_for(app)
+    settings["run-folder"] = str(folder.expanduser().absolute())
+    code = run_app(app, settings, nodes=nodes)
+    _print_run_folder(folder.expanduser().absolute())
+    if code:
+        typer.secho("The run failed; its log is above.", fg=typer.colors.RED, err=True)
+        raise typer.Exit(code)
+
+
+def _run_folder_for(app: Path) -> Path:
+    return Path("runs") / f"{app.resolve().name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _parse_run_config(texts: list[str]) -> dict[str, str | int | float | bool]:
+    """Settings by name; a value that is no TOML, such as the word ring, is a string."""
+    settings: dict[str, str | int | float | bool] = {}
+    for text in texts:
+        if rest := re.sub(_PAIR, "", text).strip():
+            raise ConfigError(f"`--run-config` must be name=value pairs, got {rest!r} in {text!r}")
+        for name, value in re.findall(_PAIR, text):
+            settings[name] = _parse_value(value)
+    return settings
+
+
+def _parse_value(text: str) -> str | int | float | bool:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip("\"'")
+    return value if isinstance(value, str | int | float | bool) else text
+
+
+def _print_run_folder(folder: Path) -> None:
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    if not folder.is_dir():
+        return
+    table = Table("file", "size", title=f"Run folder {folder}", title_justify="left")
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        table.add_row(str(path.relative_to(folder)), decimal(path.stat().st_size))
+    Console(soft_wrap=True).print(table)
+
+
+if __name__ == "__main__":  # python -m flower_bfl.cli, where the command is not on the PATH
+    main()
