@@ -41,7 +41,9 @@ def model(rng: np.random.Generator) -> ArrayRecord:
 def replies(rng: np.random.Generator) -> list[Message]:
     made = []
     for node in range(1, DEVICES + 1):
-        metrics = MetricRecord({"num-examples": 100 + node, "num-steps": 10, "device": node - 1, "loss": 0.5})
+        metrics = MetricRecord(
+            {"num-examples": 100 + node, "num-steps": 10, "device-index": node - 1, "loss": 0.5}
+        )
         instruction = Message(RecordDict(), dst_node_id=node, message_type="train")
         made.append(Message(RecordDict({"arrays": model(rng), "metrics": metrics}), reply_to=instruction))
     return made

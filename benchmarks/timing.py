@@ -18,6 +18,7 @@ def timed(strategy: Any, folder: Path) -> Any:
     def run(*args: Any, **kwargs: Any) -> Any:
         result = start(*args, **kwargs)
         moments.append(perf_counter())
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "times.json").write_text(json.dumps(moments))
         return result
 

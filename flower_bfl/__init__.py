@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from flower_bfl.strategies import ConsensusBFL as ConsensusBFL
     from flower_bfl.strategies import IndependentServers as IndependentServers
 
+__all__ = [  # noqa: RUF022  # by what they are for
+    "ConsensusBFL",
+    "IndependentServers",
+    "Outage",
+    "RoundReport",
+    "EvmLedger",
+    "MemoryLedger",
+    "Ledger",
+    "FlowerBFLError",
+    "ConfigError",
+    "LedgerError",
+]
+
 __version__ = "0.1.0"
 
 _LATE = {
@@ -32,3 +45,7 @@ def __getattr__(name: str) -> object:
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_LATE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})

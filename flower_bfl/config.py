@@ -4,10 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flower_bfl.errors import ConfigError
 
 LeaderRule = Literal["random"] | int
 Mass = Literal["count", "data"]
+
+
+def check_whole_number(name: str, value: object, least: int, most: int) -> None:
+    """Raise ConfigError unless `value` is an int within bounds."""
+    if not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(f"`{name}` must be a whole number from {least} to {most}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -43,16 +52,17 @@ class Outage:
         return f"{what} from step {self.step}"
 
 
-def check_outages(outages: Sequence[Outage], edge_servers: int) -> None:
-    """Raise ConfigError unless every outage names edge servers of the run and every round keeps one up."""
+def check_outages(outages: Sequence[Outage], adjacency: NDArray[np.bool_]) -> None:
+    """Raise ConfigError unless outages name servers and links of the run and each round keeps a server up."""
+    servers = len(adjacency)
     for outage in outages:
-        if any(not 0 <= server < edge_servers for server in outage.servers):
-            raise ConfigError(f"`outages` must name edge servers of 0..{edge_servers - 1}, got {outage}")
+        if any(not 0 <= server < servers for server in outage.servers):
+            raise ConfigError(f"`outages` must name edge servers of 0..{servers - 1}, got {outage}")
+        if outage.link is not None and not adjacency[outage.link]:
+            raise ConfigError(f"`outages` must name links of the graph, got {outage}")
         lost = {other.server for other in outages if other.round == outage.round} - {None}
-        if len(lost) == edge_servers:
-            raise ConfigError(
-                f"`outages` must leave an edge server up in every round, got none in {outage.round}"
-            )
+        if len(lost) == servers:
+            raise ConfigError(f"`outages` must leave an edge server up, got none in round {outage.round}")
 
 
 @dataclass(frozen=True)
@@ -66,11 +76,9 @@ class Consensus:
     learning_rate: float = 1.0  # η of (6)(7)(12); it cancels, and scales what is recorded
 
     def __post_init__(self) -> None:
+        check_whole_number("edge_servers", self.edge_servers, 1, 2**16 - 1)
+        check_whole_number("p2p_rounds", self.p2p_rounds, 0, 2**16 - 1)
         servers = range(self.edge_servers)
-        if self.edge_servers < 1:
-            raise ConfigError(f"`edge_servers` must be at least 1, got {self.edge_servers}")
-        if self.p2p_rounds < 0:
-            raise ConfigError(f"`p2p_rounds` must be at least 0, got {self.p2p_rounds}")
         if self.mass not in get_args(Mass):
             raise ConfigError(f"`mass` must be one of {get_args(Mass)}, got {self.mass!r}")
         if self.leader != "random" and self.leader not in servers:

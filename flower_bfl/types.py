@@ -30,7 +30,7 @@ class RoundReport:
 
     round: int
     devices: int = 0  # replies that entered the round
-    samples: int = 0  # D
+    samples: float = 0  # D
     left_out: tuple[LeftOut, ...] = ()
     down: tuple[str, ...] = ()  # edge servers and links that failed, and from which step
     server_devices: tuple[tuple[int, ...], ...] = ()  # device indices at each edge server
@@ -44,6 +44,7 @@ class RoundReport:
     head: str = ""  # hash of the round's BFL block; empty without a ledger
     ledger: LedgerCost = field(default_factory=LedgerCost)
     train_seconds: float = 0.0
+    wait_seconds: float = 0.0  # for the blocks of the round before, once the devices had replied
     aggregate_seconds: float = 0.0
     train: Mapping[str, object] = field(default_factory=dict)  # averaged over devices
     evaluate_devices: Mapping[str, object] = field(default_factory=dict)  # averaged over devices

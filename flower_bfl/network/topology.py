@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flower_bfl.config import check_whole_number
 from flower_bfl.errors import ConfigError
 
 GraphName = Literal["complete", "ring", "line", "star", "random"]
@@ -27,12 +28,13 @@ def edge_graph(graph: Graph, servers: int, *, seed: int = 0) -> NDArray[np.bool_
     """
     import networkx as nx
 
-    if servers < 1:
-        raise ConfigError(f"`edge_servers` must be at least 1, got {servers}")
+    check_whole_number("edge_servers", servers, 1, 2**16 - 1)
     links = _named_links(graph, servers, seed) if isinstance(graph, str) else graph
     network: nx.Graph = nx.Graph()
     network.add_nodes_from(range(servers))
     for link in links:
+        if len(link) != 2:
+            raise ConfigError(f"`graph` must be a name or a list of pairs, got {tuple(link)} in it")
         a, b = link
         if a == b or not (0 <= a < servers and 0 <= b < servers):
             raise ConfigError(
@@ -93,9 +95,12 @@ def mixing_matrix(
     if isinstance(mixing, str):
         if mixing not in get_args(MixingName):
             raise ConfigError(f"`mixing` must be one of {get_args(MixingName)} or a matrix, got {mixing!r}")
-        if mixing == "metropolis":
-            return metropolis_mixing(adjacency)
-        return laplacian_mixing(adjacency, laplacian_step)
+        if mixing == "laplacian":
+            return laplacian_mixing(adjacency, laplacian_step)
+    if laplacian_step is not None:
+        raise ConfigError(f"`laplacian_step` goes with mixing='laplacian' only, got {laplacian_step}")
+    if isinstance(mixing, str):
+        return metropolis_mixing(adjacency)
     given: Mixing = np.array(mixing, dtype=np.float64)
     _check(given, adjacency)
     return given

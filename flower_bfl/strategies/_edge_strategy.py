@@ -1,12 +1,13 @@
 """What strategies with edge servers share: who takes part, which replies count, the round's report."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from logging import INFO, WARNING, getLogger
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
-from typing import TypedDict, Unpack
+from types import SimpleNamespace
+from typing import TypedDict, Unpack, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -15,7 +16,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 from numpy.typing import NDArray
 
 from flower_bfl.chain_adapter.base import Entry, Ledger, digest, simulated_keys
-from flower_bfl.errors import ConfigError
+from flower_bfl.errors import ConfigError, FlowerBFLError
 from flower_bfl.strategies._layout import Layout
 from flower_bfl.strategies._recorder import Phases, Recorder
 from flower_bfl.strategies._replies import (
@@ -29,7 +30,7 @@ from flower_bfl.strategies._replies import (
 )
 from flower_bfl.strategies._roster import Association, Roster, Trained
 from flower_bfl.strategies._run_folder import RunFolder
-from flower_bfl.strategies.aggregation import CumulativeGradient, Vector
+from flower_bfl.strategies.aggregation import CumulativeGradient, NotFiniteError, Vector
 from flower_bfl.types import LeftOut, RoundReport
 
 logger = getLogger("flwr")  # Flower shows this logger's lines among its own, also in `flwr run --stream`
@@ -54,9 +55,9 @@ class FedAvgArguments(TypedDict, total=False):
 
 
 class EdgeStrategy(FedAvg):
-    """FedAvg's sampling and messages, with devices that belong to edge servers.
+    """FedAvg's sampling and messages, with devices that belong to edge servers. One object, one run.
 
-    A subclass says in `aggregate_train` what becomes of a round's contributions.
+    A subclass says in `_round` what becomes of a round's contributions.
     """
 
     def __init__(
@@ -71,6 +72,12 @@ class EdgeStrategy(FedAvg):
         **fedavg: Unpack[FedAvgArguments],
     ) -> None:
         super().__init__(**fedavg)
+        for name, fraction in (
+            ("fraction_train", self.fraction_train),
+            ("fraction_evaluate", self.fraction_evaluate),
+        ):
+            if not 0 <= fraction <= 1:
+                raise ConfigError(f"`{name}` must be in [0, 1], got {fraction}")
         if not wait_for_nodes_s > 0:
             raise ConfigError(f"`wait_for_nodes_s` must be positive, got {wait_for_nodes_s}")
         self.edge_servers = edge_servers
@@ -80,10 +87,11 @@ class EdgeStrategy(FedAvg):
         self._roster = Roster(edge_servers, association)
         self._recorder = Recorder(ledger)
         self._run_folder = None if run_folder is None else RunFolder(run_folder)
-        self._draft: RoundReport | None = None  # the round whose blocks or evaluation are still to come
+        self._draft: _Draft | None = None  # the round whose blocks or evaluation are still to come
         self._layout: Layout | None = None
-        self._model: NamedArrays = {}
-        self._sent_at = self._replied_at = 0.0
+        self._model: NamedArrays = {}  # w_k, as it was sent
+        self._asked: set[int] = set()  # nodes that it was sent to
+        self._sent_at = self._replied_at = self._recorded_at = 0.0
 
     # -- Flower's side ------------------------------------------------------------------------------------
 
@@ -98,6 +106,8 @@ class EdgeStrategy(FedAvg):
         evaluate_fn: EvaluateFunction | None = None,
     ) -> Result:
         """Flower's loop of rounds; returns when the last round's blocks are part of the chain."""
+        if self._layout is not None:
+            raise ConfigError("a strategy must run once, got a second `start`: make a new one for a new run")
         self._begin(initial_arrays)
         noting = None if evaluate_fn is None else self._noting(evaluate_fn)
         try:
@@ -105,32 +115,94 @@ class EdgeStrategy(FedAvg):
                 grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, noting
             )
         finally:
-            self._finish_round()
+            try:
+                self.finish()
+            finally:
+                self._recorder.close()
+
+    def finish(self) -> None:
+        """Wait until the last round's blocks are there, then report it; `start` does so by itself."""
+        draft, self._draft = self._draft, None
+        if draft is None:
+            return
+        cost = self._recorder.wait()
+        report = replace(draft.report, ledger=cost, head=self._recorder.head.hex())
+        self.reports.append(report)
+        if self._run_folder is not None:
+            self._run_folder.append(report)
+            if draft.payload:
+                self._run_folder.save_model(draft.payload)
+        logger.log(INFO, "%s", report.as_line())
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """FedAvg's sample of nodes; raises ConfigError if too few connect in time."""
         self._begin(arrays)
-        self._await_nodes(grid)
+        self._model = {name: as_numpy(array) for name, array in arrays.items()}
+        wanted = {
+            "min_available_nodes": self.min_available_nodes,
+            "min_train_nodes": self.min_train_nodes,
+            "edge_servers": self.edge_servers,
+        }
+        argument, needed = max(wanted.items(), key=lambda item: item[1])
+        nodes = self._await_nodes(grid, needed)
+        if len(nodes) < needed:
+            raise ConfigError(
+                f"`{argument}` must be at most the number of nodes that connect "
+                f"in {self.wait_for_nodes_s:g} s, got {needed} with {len(nodes)} connected"
+            )
+        messages = super().configure_train(server_round, arrays, ConfigRecord(dict(config)), _these(nodes))
+        messages = list(messages)
+        self._asked = {message.metadata.dst_node_id for message in messages}
         self._sent_at = perf_counter()
-        return super().configure_train(server_round, arrays, ConfigRecord(dict(config)), grid)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The round over the replies that can be used; the others are left out and reported."""
+        self._replied_at = perf_counter()
+        self.finish()
+        self._recorded_at = perf_counter()
+        trained, left_out = self._receive(server_round, replies)
+        while trained.devices:
+            try:
+                return self._round(server_round, trained, left_out)
+            except NotFiniteError as error:
+                reason = "its gradient, and the model made with it, must be finite, got NaN or infinity"
+                left_out += [LeftOut(f"device {trained.devices[y]}", reason) for y in sorted(error.positions)]
+                trained = trained.without(error.positions)
+        if not self._anyone_trained() and left_out:
+            raise FlowerBFLError(
+                f"round {server_round}: none of {len(left_out)} devices sent a reply that can be used; "
+                f"{left_out[0].who}: {left_out[0].reason}"
+            )
+        return self._skip(server_round, left_out)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """As FedAvg does."""
-        return super().configure_evaluate(server_round, arrays, ConfigRecord(dict(config)), grid)
+        """FedAvg's sample of nodes; no evaluation, and a warning, if too few are connected."""
+        if self.fraction_evaluate == 0.0:
+            return []
+        needed = max(self.min_available_nodes, self.min_evaluate_nodes)
+        nodes = self._await_nodes(grid, needed)
+        if len(nodes) < needed:
+            logger.log(
+                WARNING, "round %d: no evaluation, %d nodes of %d connected", server_round, len(nodes), needed
+            )
+            return []
+        return super().configure_evaluate(server_round, arrays, ConfigRecord(dict(config)), _these(nodes))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """FedAvg's weighted mean, over the replies that can be used; also part of the round's report."""
         usable, left_out = screen(replies, partial(evaluation, weighted_by_key=self.weighted_by_key))
-        _warn(server_round, left_out)
+        self._warn(server_round, left_out)
         if not usable:
             return None
         metrics = averaged(usable, self.weighted_by_key, self.evaluate_metrics_aggr_fn)
-        if self._draft is not None:
-            self._draft = replace(self._draft, evaluate_devices=dict(metrics))
+        self._note(partial(replace, evaluate_devices=dict(metrics)))
         return metrics
 
     def summary(self) -> None:
@@ -139,19 +211,31 @@ class EdgeStrategy(FedAvg):
             logger.log(INFO, "\t├──> %s: %s", name, value)
         super().summary()
 
-    # -- what a subclass uses -----------------------------------------------------------------------------
+    # -- what a subclass says -----------------------------------------------------------------------------
+
+    def _round(
+        self, server_round: int, trained: Trained, left_out: Sequence[LeftOut]
+    ) -> tuple[ArrayRecord | None, MetricRecord]:
+        """From contributions to the new model; called again without those that a NotFiniteError names."""
+        raise NotImplementedError
+
+    def _skip(self, server_round: int, left_out: Sequence[LeftOut]) -> tuple[None, MetricRecord]:
+        """A round without a usable reply."""
+        raise NotImplementedError
 
     def _settings(self) -> dict[str, object]:
         return {"Edge servers": self.edge_servers}
+
+    def _opening(self) -> list[Entry]:
+        """Entries to be recorded before the first round."""
+        return []
 
     def _evaluate_centrally(
         self, evaluate_fn: EvaluateFunction, server_round: int, arrays: ArrayRecord
     ) -> MetricRecord | None:
         return evaluate_fn(server_round, arrays)
 
-    def _opening(self) -> list[Entry]:
-        """Entries to be recorded before the first round."""
-        return []
+    # -- what a subclass uses -----------------------------------------------------------------------------
 
     @property
     def layout(self) -> Layout:
@@ -159,12 +243,14 @@ class EdgeStrategy(FedAvg):
         assert self._layout is not None, "aggregate_train comes after configure_train"
         return self._layout
 
-    def _receive(self, replies: Iterable[Message]) -> tuple[Trained, list[LeftOut]]:
-        """The replies that can be used, and the others, once the round before is on the ledger."""
-        self._replied_at = perf_counter()
-        self._finish_round()
-        read = partial(contribution, layout=self.layout, weighted_by_key=self.weighted_by_key)
-        usable, left_out = screen(replies, read)
+    def _receive(self, server_round: int, replies: Iterable[Message]) -> tuple[Trained, list[LeftOut]]:
+        """The replies that can be used, and the others."""
+        replies = list(replies)
+        usable, left_out = screen(
+            replies, partial(contribution, layout=self.layout, weighted_by_key=self.weighted_by_key)
+        )
+        silent = self._asked - {reply.metadata.src_node_id for reply in replies}
+        left_out += [LeftOut(f"node {node}", "no reply in time") for node in sorted(silent)]
         trained, impostors = self._roster.admit(usable)
         return trained, left_out + impostors
 
@@ -175,82 +261,97 @@ class EdgeStrategy(FedAvg):
         """A device's cumulative gradient against the model that it was sent: (6)(7)."""
         return CumulativeGradient(sent, self.layout.vector(reply.arrays), learning_rate)
 
+    def _named(self, weights: Vector, trained: Trained) -> NamedArrays:
+        """The model of these weights, the rest from the largest contributor; may raise NotFiniteError."""
+        model = self.layout.model(weights, trained.largest.arrays)
+        if not all(np.isfinite(model[name]).all() for name in self.layout.trained):
+            raise NotFiniteError(range(len(trained.devices)))
+        return model
+
     def _metrics(self, trained: Trained, own: Mapping[str, float]) -> MetricRecord:
         """The devices' metrics averaged, and the round's own."""
         contents = [reply.content for reply in trained.replies]
-        mean = averaged(contents, self.weighted_by_key, self.train_metrics_aggr_fn) if contents else {}
-        return MetricRecord({**mean, **own})
+        return MetricRecord({**averaged(contents, self.weighted_by_key, self.train_metrics_aggr_fn), **own})
 
-    def _close_round(self, report: RoundReport, model: NamedArrays, payload: bytes, phases: Phases) -> None:
-        """Adopt the round's model and start recording; the report follows when its blocks are there."""
-        _warn(report.round, report.left_out)
-        self._model = model
-        self._draft = replace(
+    def _close_round(self, report: RoundReport, payload: bytes, phases: Phases) -> None:
+        """Start recording; the report and model.safetensors follow when the blocks are there."""
+        self._warn(report.round, report.left_out)
+        report = replace(
             report,
             model_digest=digest(payload).hex(),
             train_seconds=self._replied_at - self._sent_at,
-            aggregate_seconds=perf_counter() - self._replied_at,
+            wait_seconds=self._recorded_at - self._replied_at,
+            aggregate_seconds=perf_counter() - self._recorded_at,
         )
+        self._draft = _Draft(report, payload)
         self._recorder.submit(phases)
-        if self._run_folder is not None:
-            self._run_folder.save_model(payload)
-
-    def _finish_round(self) -> None:
-        """Wait until the last round's blocks are there, then report it."""
-        draft, self._draft = self._draft, None
-        if draft is None:
-            return
-        cost = self._recorder.wait()
-        report = replace(draft, ledger=cost, head=self._recorder.head.hex())
-        self.reports.append(report)
-        if self._run_folder is not None:
-            self._run_folder.append(report)
-        logger.log(INFO, "%s", report.as_line())
 
     # -- private ------------------------------------------------------------------------------------------
 
     def _begin(self, arrays: ArrayRecord) -> None:
         if self._layout is not None:
             return
+        if any(self._recorder.head):
+            raise ConfigError(
+                "`ledger` must be empty, got one that holds a run: give every run one of its own"
+            )
         self._model = {name: as_numpy(array) for name, array in arrays.items()}
         self._layout = Layout.of(self._model)
-        if self._layout.copied:
-            logger.log(
-                WARNING,
-                "arrays %s are not floating-point, gradients cannot move them: the device with the most "
-                "samples sets them",
-                self._layout.copied,
-            )
+        for names, what in (
+            (self._layout.copied, "are not floating-point: the device with the most samples sets them"),
+            (self._layout.rounded, "are rounded to float32 each round"),
+        ):
+            if names:
+                logger.log(WARNING, "arrays %s %s", names, what)
         self._recorder.open(simulated_keys(self.seed))
         self._recorder.submit([self._opening()])
-        self._draft = RoundReport(round=0)
+        self._draft = _Draft(RoundReport(round=0))
+
+    def _anyone_trained(self) -> bool:
+        return any(report.devices for report in self.reports)
+
+    def _note(self, change: Callable[[RoundReport], RoundReport]) -> None:
+        if self._draft is not None:
+            self._draft = replace(self._draft, report=change(self._draft.report))
 
     def _noting(self, evaluate_fn: EvaluateFunction) -> EvaluateFunction:
         def noting(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             metrics = self._evaluate_centrally(evaluate_fn, server_round, arrays)
-            if metrics is not None and self._draft is not None:
-                self._draft = replace(self._draft, evaluate=dict(metrics))
+            if metrics is not None:
+                self._note(partial(replace, evaluate=dict(metrics)))
             return metrics
 
         return noting
 
-    def _await_nodes(self, grid: Grid) -> None:
-        """Flower waits for ever; a number that never connects is a mistake worth a message."""
-        needed = max(self.min_available_nodes, self.min_train_nodes, self.edge_servers)
-        deadline = monotonic() + self.wait_for_nodes_s
-        while (connected := len(list(grid.get_node_ids()))) < needed:
-            if monotonic() > deadline:
-                raise ConfigError(
-                    "`min_available_nodes`, `min_train_nodes` and `edge_servers` must be at most the number "
-                    f"of nodes that connect in {self.wait_for_nodes_s:g} s, got {self.min_available_nodes}, "
-                    f"{self.min_train_nodes} and {self.edge_servers} with {connected} connected"
-                )
+    def _await_nodes(self, grid: Grid, needed: int) -> list[int]:
+        """The nodes connected once they are enough, or time is up; Flower itself would wait for ever."""
+        began = said = monotonic()
+        while (
+            len(nodes := list(grid.get_node_ids())) < needed and monotonic() < began + self.wait_for_nodes_s
+        ):
+            if monotonic() > said + 5:
+                said = monotonic()
+                logger.log(INFO, "waiting for nodes: %d of %d connected", len(nodes), needed)
             sleep(0.2)
+        return nodes
+
+    @staticmethod
+    def _warn(server_round: int, left_out: Iterable[LeftOut]) -> None:
+        for reply in left_out:
+            logger.log(WARNING, "round %d: %s left out: %s", server_round, reply.who, reply.reason)
 
 
-def _warn(server_round: int, left_out: Iterable[LeftOut]) -> None:
-    for reply in left_out:
-        logger.log(WARNING, "round %d: %s left out: %s", server_round, reply.who, reply.reason)
+@dataclass(frozen=True, eq=False)
+class _Draft:
+    """A report in the making, and the model that goes with it."""
+
+    report: RoundReport
+    payload: bytes = b""
+
+
+def _these(nodes: list[int]) -> Grid:
+    """A grid for FedAvg to sample from that cannot lose a node meanwhile."""
+    return cast(Grid, SimpleNamespace(get_node_ids=lambda: nodes))
 
 
 def as_record(model: NamedArrays) -> ArrayRecord:

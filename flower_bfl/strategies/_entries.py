@@ -49,7 +49,7 @@ def gradient_entries(
             round=server_round,
             device=device,
             server=server,
-            num_examples=reply.samples,
+            num_examples=f"{reply.samples:.17g}",
             num_steps=reply.steps,
         )
         yield Entry(Kind.GRADIENT, server_round, Sender(Role.DEVICE, device), encode(arrays, metadata))

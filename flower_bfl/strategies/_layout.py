@@ -61,10 +61,16 @@ class Layout:
         return [name for name, dtype in self.dtypes.items() if dtype.kind != _FLOATING]
 
     @property
+    def rounded(self) -> list[str]:
+        """Names of the arrays whose dtype is finer than the vector's."""
+        return [name for name in self.trained if self.dtypes[name].itemsize > 4]
+
+    @property
     def size(self) -> int:
         """Number of parameters p in the vector."""
         return sum(int(np.prod(self.shapes[name])) for name in self.trained)
 
+    @np.errstate(over="ignore")  # what overflows float32 is not finite and seen later
     def vector(self, arrays: Arrays) -> "FlatView":
         """Floating-point arrays read as one float32 vector, without copying them."""
         return FlatView([np.asarray(arrays[name], dtype=np.float32).reshape(-1) for name in self.trained])
@@ -79,6 +85,7 @@ class Layout:
             start = stop
         return named
 
+    @np.errstate(over="ignore")
     def model(self, vector: Vector, copied: Arrays) -> dict[str, NDArray[np.generic]]:
         """All arrays in order and in their own dtypes: the vector's, and `copied` for the rest."""
         own = self.arrays(vector)
@@ -97,7 +104,6 @@ class Layout:
         for name, array in arrays.items():
             if array.shape != self.shapes[name]:
                 raise ReplyError(f"array {name!r} must have shape {self.shapes[name]}, got {array.shape}")
-            if (self.dtypes[name].kind == _FLOATING) != (array.dtype.kind == _FLOATING):
-                raise ReplyError(
-                    f"array {name!r} must have a dtype like {self.dtypes[name]}, got {array.dtype}"
-                )
+            dtype = self.dtypes[name]
+            if array.dtype != dtype and not array.dtype.kind == dtype.kind == _FLOATING:
+                raise ReplyError(f"array {name!r} must have dtype {dtype}, got {array.dtype}")

@@ -37,6 +37,10 @@ class Recorder:
         if self._ledger is not None:
             self._pending = self._pool.submit(_record, self._ledger, phases)
 
+    def close(self) -> None:
+        """End the thread."""
+        self._pool.shutdown()
+
     def wait(self) -> LedgerCost:
         """Return once the round's blocks are part of the chain; raises the LedgerError of recording."""
         pending, self._pending = self._pending, None

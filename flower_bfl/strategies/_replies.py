@@ -16,7 +16,7 @@ from flower_bfl.errors import ReplyError
 from flower_bfl.strategies._layout import Layout
 from flower_bfl.types import LeftOut
 
-DEVICE_KEY = "device"
+DEVICE_KEY = "device-index"
 STEPS_KEY = "num-steps"
 
 
@@ -26,7 +26,7 @@ class Contribution:
 
     node: int  # Flower's node id, another one in every run
     reported_device: int | None  # the index that the client gives itself, if it does
-    samples: int  # D_y
+    samples: float  # D_y
     steps: int  # e_y
     arrays: dict[str, NDArray[np.generic]]  # w_y
     content: RecordDict  # the whole reply
@@ -58,15 +58,12 @@ def contribution(reply: Message, layout: Layout, weighted_by_key: str) -> Contri
     device = _reported_device(reply.content)
     if DEVICE_KEY in metrics and device is None:
         raise ReplyError(f"{DEVICE_KEY!r} must be an integer of at least 0, got {metrics[DEVICE_KEY]!r}")
-    samples = _positive_integer(metrics, weighted_by_key)
-    steps = _positive_integer(metrics, STEPS_KEY) if STEPS_KEY in metrics else 1
+    samples = _weight(metrics, weighted_by_key)
+    steps = _whole_number(metrics, STEPS_KEY) if STEPS_KEY in metrics else 1
     if len(reply.content.array_records) != 1:
         raise ReplyError(f"a reply must hold one ArrayRecord, got {len(reply.content.array_records)}")
     arrays = _arrays(next(iter(reply.content.array_records.values())))
     layout.check(arrays)
-    for name in layout.trained:
-        if not np.isfinite(arrays[name]).all():
-            raise ReplyError(f"array {name!r} must be finite, got NaN or infinity")
     return Contribution(reply.metadata.src_node_id, device, samples, steps, arrays, reply.content)
 
 
@@ -83,14 +80,21 @@ def weighted_metrics(reply: Message, weighted_by_key: str) -> MetricRecord:
     metrics = next(iter(reply.content.metric_records.values()))
     if weighted_by_key not in metrics:
         raise ReplyError(f"the MetricRecord must have the key {weighted_by_key!r}, got {sorted(metrics)}")
-    _positive_integer(metrics, weighted_by_key)
+    _weight(metrics, weighted_by_key)
     return metrics
 
 
-def _positive_integer(metrics: MetricRecord, key: str) -> int:
+def _weight(metrics: MetricRecord, key: str) -> float:
     value = metrics[key]
-    if isinstance(value, list) or not np.isfinite(value) or value < 1 or value != int(value):
-        raise ReplyError(f"{key!r} must be a whole number of at least 1, got {value!r}")
+    if isinstance(value, list) or not 0 < value <= 2**53:
+        raise ReplyError(f"{key!r} must be a positive number of at most 2**53, got {value!r}")
+    return float(value)
+
+
+def _whole_number(metrics: MetricRecord, key: str) -> int:
+    value = metrics[key]
+    if isinstance(value, list) or not 1 <= value < 2**31 or value != int(value):
+        raise ReplyError(f"{key!r} must be a whole number from 1 to 2**31 - 1, got {value!r}")
     return int(value)
 
 
@@ -105,8 +109,8 @@ def _reported_device(content: RecordDict) -> int | None:
 def _arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
     try:
         return {name: as_numpy(array) for name, array in record.items()}
-    except (ValueError, TypeError, EOFError) as error:
-        raise ReplyError(f"arrays must be readable as numpy arrays: {error}") from error
+    except Exception as error:  # whatever numpy makes of a stranger's bytes
+        raise ReplyError(f"arrays must be readable as numpy arrays: {error!r}") from error
 
 
 def as_numpy(array: Array) -> NDArray[np.generic]:
@@ -131,11 +135,20 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.gener
 def averaged(
     contents: Sequence[RecordDict], weighted_by_key: str, average: MetricsAggregation
 ) -> MetricRecord:
-    """The replies' metrics averaged by a Flower aggregation function: the keys that all replies share."""
-    records = [next(iter(content.metric_records.values())) for content in contents]
-    shared = set.intersection(*(set(record) for record in records))
-    if any(len(record) > len(shared) for record in records):
-        kept = ({key: value for key, value in record.items() if key in shared} for record in records)
-        contents = [RecordDict({"metrics": MetricRecord(metrics)}) for metrics in kept]
+    """The replies' metrics averaged by a Flower aggregation function: what all replies report alike."""
+    named = [next(iter(content.metric_records.items())) for content in contents]
+    shared = set.intersection(
+        *({(key, _length(value)) for key, value in record.items()} for _, record in named)
+    )
+    if any(len(record) > len(shared) for _, record in named):
+        keys = {key for key, _ in shared}
+        contents = [
+            RecordDict({name: MetricRecord({key: record[key] for key in record if key in keys})})
+            for name, record in named
+        ]
     metrics = average(list(contents), weighted_by_key)
     return MetricRecord({key: value for key, value in metrics.items() if key != DEVICE_KEY})
+
+
+def _length(value: object) -> int | None:
+    return len(value) if isinstance(value, list) else None

@@ -6,10 +6,11 @@ from hashlib import sha256
 from itertools import count
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flower_bfl.errors import ConfigError
 from flower_bfl.strategies._replies import Contribution
-from flower_bfl.strategies.aggregation import Integers
+from flower_bfl.strategies.aggregation import Floats, Integers
 from flower_bfl.types import LeftOut
 
 Association = Sequence[int] | Mapping[int, int]
@@ -24,9 +25,9 @@ class Trained:
     server_of: Integers  # edge server of each, shape (n,)
 
     @property
-    def samples(self) -> Integers:
+    def samples(self) -> Floats:
         """D_y, shape (n,)."""
-        return np.array([reply.samples for reply in self.replies], dtype=np.int64)
+        return np.array([reply.samples for reply in self.replies], dtype=np.float64)
 
     @property
     def steps(self) -> Integers:
@@ -40,7 +41,14 @@ class Trained:
 
     def at(self, servers: Iterable[int]) -> "Trained":
         """Those of some edge servers."""
-        kept = np.flatnonzero(np.isin(self.server_of, list(servers)))
+        return self._only(np.isin(self.server_of, list(servers)))
+
+    def without(self, positions: Iterable[int]) -> "Trained":
+        """All but those at some positions."""
+        return self._only(~np.isin(np.arange(len(self.devices)), list(positions)))
+
+    def _only(self, chosen: NDArray[np.bool_]) -> "Trained":
+        kept = np.flatnonzero(chosen)
         return Trained(
             tuple(self.devices[k] for k in kept), tuple(self.replies[k] for k in kept), self.server_of[kept]
         )
@@ -50,7 +58,7 @@ class Roster:
     """Gives each node a device index that does not depend on the run, and each device its edge server.
 
     Flower's node ids are random and replies come in any order. A client that reports its own index
-    ("device" in its metrics) keeps it; the others get the free indices in the order of what they first sent.
+    ("device-index" in its metrics) keeps it; the others get the free ones in the order of what they sent.
     """
 
     def __init__(self, servers: int, association: Association | None = None) -> None:
@@ -69,16 +77,14 @@ class Roster:
         """Index of the device at a node, None before its first usable reply."""
         return self._device_of.get(node)
 
-    def server(self, device: int) -> int:
-        """Edge server of a device: the given one, or else devices are dealt out in turn."""
+    def server(self, device: int) -> int | None:
+        """Edge server of a device: the given one (None if there is none), or in turn."""
         if self._association is None:
             return device % self._servers
         try:
             return self._association[device]
         except LookupError:
-            raise ConfigError(
-                f"`association` must name an edge server for every device, got none for device {device}"
-            ) from None
+            return None
 
     def admit(self, contributions: Sequence[Contribution]) -> tuple[Trained, list[LeftOut]]:
         """Those of the contributions whose device is beyond doubt, and the others.
@@ -87,15 +93,19 @@ class Roster:
         """
         claims: dict[int, list[Contribution]] = {}
         strangers: list[Contribution] = []
+        left_out: list[LeftOut] = []
         for contribution in contributions:
-            known = self._device_of.get(contribution.node)
-            index = known if contribution.reported_device is None else contribution.reported_device
-            claims.setdefault(index, []).append(contribution) if index is not None else strangers.append(
-                contribution
-            )
+            known, reported = self._device_of.get(contribution.node), contribution.reported_device
+            index = known if reported is None else reported
+            if known is not None and index != known:
+                reason = f"must keep the index {known} that it had before, got {reported}"
+                left_out.append(LeftOut(f"node {contribution.node}", reason))
+            elif index is None:
+                strangers.append(contribution)
+            else:
+                claims.setdefault(index, []).append(contribution)
 
         admitted: dict[int, Contribution] = {}
-        left_out: list[LeftOut] = []
         for index, claimants in claims.items():
             owners = [c for c in claimants if self._device_of.get(c.node) == index] or claimants
             if len(owners) == 1:
@@ -106,16 +116,20 @@ class Roster:
         taken = {*claims, *self._device_of.values()}
         free = (index for index in count() if index not in taken)
         admitted |= zip(free, sorted(strangers, key=_content_order), strict=False)
-        self._device_of |= {contribution.node: index for index, contribution in admitted.items()}
-        devices = tuple(sorted(admitted))
-        server_of = np.array([self.server(device) for device in devices], dtype=np.int64)
-        return Trained(devices, tuple(admitted[device] for device in devices), server_of), left_out
+        # a device that comes back under another node id takes its index along
+        kept = {node: index for node, index in self._device_of.items() if index not in admitted}
+        self._device_of = kept | {c.node: index for index, c in admitted.items()}
+
+        servers = {device: self.server(device) for device in sorted(admitted)}
+        placed = {device: server for device, server in servers.items() if server is not None}
+        reason = "`association` must name an edge server for it, got none"
+        left_out += [LeftOut(f"device {device}", reason) for device in servers if device not in placed]
+        replies = tuple(admitted[device] for device in placed)
+        return Trained(tuple(placed), replies, np.array([*placed.values()], dtype=np.int64)), left_out
 
 
-def _content_order(contribution: Contribution) -> tuple[int, int, bytes]:
-    """By what was sent; a thousand values of each array tell two devices apart."""
+def _content_order(contribution: Contribution) -> tuple[float, int, bytes]:
     content = sha256()
     for array in contribution.arrays.values():
-        flat = array.reshape(-1)
-        content.update(flat[:: flat.size // 1000 + 1].tobytes())
+        content.update(np.ascontiguousarray(array).data)
     return contribution.samples, contribution.steps, content.digest()

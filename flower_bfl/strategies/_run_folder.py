@@ -1,6 +1,9 @@
 """The folder that a run leaves behind: rounds.jsonl and the global model."""
 
 import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from flower_bfl.errors import RunFolderError
@@ -13,23 +16,39 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
         self._rounds = self.path / "rounds.jsonl"
-        try:
+        with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
-            self._rounds.open("x").close()
-        except FileExistsError as error:
-            raise RunFolderError(f"`run_folder` must not hold a run already, got {self.path}") from error
+            if self._rounds.exists():
+                raise RunFolderError(f"`run_folder` must not hold a run already, got {self.path}")
+            self._rounds.touch()
+
+    def append(self, report: RoundReport) -> None:
+        """Add one line to rounds.jsonl; raises RunFolderError if it cannot be written."""
+        line = json.dumps(_without_nan(report.as_json()), allow_nan=False)
+        with self._writing(), self._rounds.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def save_model(self, payload: bytes) -> None:
+        """Replace model.safetensors; a reader sees the old or the new one, never half of it."""
+        part = self.path / "model.safetensors.part"
+        with self._writing():
+            part.write_bytes(payload)
+            part.replace(self.path / "model.safetensors")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise RunFolderError(
                 f"`run_folder` must be writable, got {self.path}: {error.strerror}"
             ) from error
 
-    def append(self, report: RoundReport) -> None:
-        """Add one line to rounds.jsonl."""
-        with self._rounds.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(report.as_json()) + "\n")
 
-    def save_model(self, payload: bytes) -> None:
-        """Replace model.safetensors; a reader sees the old or the new one, never half of it."""
-        part = self.path / "model.safetensors.part"
-        part.write_bytes(payload)
-        part.replace(self.path / "model.safetensors")
+def _without_nan(value: object) -> object:
+    """JSON has neither NaN nor infinity; a metric that is one of them becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

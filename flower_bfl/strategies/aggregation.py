@@ -5,8 +5,9 @@ elementwise operation at a time: the same inputs give the same bits on any machi
 and that is what lets somebody else recompute a run from its ledger.
 """
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -35,6 +36,14 @@ def each_block(size: int, work: Callable[[slice], _T]) -> list[_T]:
         return list(pool.map(work, parts))
 
 
+class NotFiniteError(Exception):
+    """Gradients hold NaN or infinity; `positions` are their places among the round's gradients."""
+
+    def __init__(self, positions: Iterable[int]) -> None:
+        super().__init__()
+        self.positions = frozenset(positions)
+
+
 class Row(Protocol):
     """Something whose slices of parameters are float32: an array, or what is worked out where it is read."""
 
@@ -49,14 +58,15 @@ class CumulativeGradient:
     after: Row  # w_y, shape (p,)
     learning_rate: float = 1.0  # η
 
+    @np.errstate(over="ignore", invalid="ignore")  # whoever adds it up sees that it is not finite
     def __getitem__(self, part: slice, /) -> Vector:
         difference: Vector = self.before[part] - self.after[part]
         return difference if self.learning_rate == 1.0 else difference / np.float32(self.learning_rate)
 
 
-def contribution_weights(samples: Integers, steps: Integers) -> Floats:
+def contribution_weights(samples: Floats, steps: Integers) -> Floats:
     """D_y / (D·e_y) of eq. (8), shape (n,); D sums over everyone that trained this round."""
-    weights: Floats = samples / (samples.sum() * steps)
+    weights: Floats = samples / (math.fsum(samples) * steps)
     return weights
 
 
@@ -64,8 +74,8 @@ def contribution_weights(samples: Integers, steps: Integers) -> Floats:
 class PartialAggregates:
     """a_m = Σ_{y at m} weights_y · g_y at each of m edge servers, eq. (8), computed where they are read.
 
-    A slice of c parameters is (m, c) float32, zeros for a server with no contribution, and not finite exactly
-    where a gradient is not.
+    A slice of c parameters is (m, c) float32, zeros for a server with no contribution. Reading one where a
+    gradient is not finite raises NotFiniteError.
     """
 
     gradients: Sequence[Row]  # n rows of p parameters
@@ -78,12 +88,17 @@ class PartialAggregates:
         total, term = np.empty((2, part.stop - part.start))
         for server in np.unique(self.server_of):  # one at a time: its sum stays in the cache
             total.fill(0.0)
-            for y in np.flatnonzero(self.server_of == server):
+            for y in np.flatnonzero(self.server_of == server).tolist():
                 np.copyto(term, self.gradients[y][part])
                 term *= self.weights[y]
                 total += term
             partials[server] = total
+            if not np.isfinite(total @ total):
+                raise NotFiniteError(self._not_finite(part))
         return partials
+
+    def _not_finite(self, part: slice) -> Iterable[int]:
+        return (y for y, gradient in enumerate(self.gradients) if not np.isfinite(gradient[part]).all())
 
 
 def whole(rows: Row, servers: int, size: int) -> Vector:
@@ -97,15 +112,15 @@ def whole(rows: Row, servers: int, size: int) -> Vector:
     return result
 
 
-def boost(samples: Integers, steps: Integers) -> float:
+def boost(samples: Floats, steps: Integers) -> float:
     """τ = Σ_y D_y e_y / D, eq. (11): the mean number of SGD steps of a sample's gradient."""
-    return float((samples * steps).sum() / samples.sum())
+    return math.fsum(samples * steps) / math.fsum(samples)
 
 
-def data_shares(samples: Integers, server_of: Integers, servers: int) -> Floats:
+def data_shares(samples: Floats, server_of: Integers, servers: int) -> Floats:
     """s_m = Σ_{y at m} D_y / D, shape (servers,)."""
     held = np.bincount(server_of, weights=samples, minlength=servers)
-    return np.asarray(held / samples.sum(), dtype=np.float64)
+    return np.asarray(held / math.fsum(samples), dtype=np.float64)
 
 
 def updated_model(
@@ -118,6 +133,7 @@ def updated_model(
     result = np.empty_like(model)
     factor = learning_rate * tau / mass
 
+    @np.errstate(over="ignore")
     def work(part: slice) -> None:
         result[part] = model[part] - factor * state[part].astype(np.float64)
 

@@ -41,7 +41,8 @@ class ConsensusBFL(EdgeStrategy):
 
     Takes FedAvg's constructor arguments and replaces it in a Flower app; the ClientApp stays as it is. Two
     metrics that a client may report are used if they are there: "num-steps" (e_y, its SGD steps; 1 if
-    absent) and "device" (its own index, e.g. its partition id, which makes runs reproducible).
+    absent) and "device-index" (its own index, e.g. its partition id, which makes runs reproducible and
+    lets a device that reconnects keep its edge server and account).
 
     With p2p_rounds=0 it is the paper's "BFL without consensus", with ledger=None its "consensus FL without
     blockchain"; its "traditional FL" is `IndependentServers`.
@@ -58,7 +59,7 @@ class ConsensusBFL(EdgeStrategy):
     association : edge server of each device, by device index; devices are dealt out in turn by default.
     learning_rate : η of eqs. (6)(7)(12). It cancels out of the model and scales the recorded gradients.
     ledger : where every gradient, consensus step and model is written, or None.
-    seed : of the random graph and of the simulation's signing keys.
+    seed : of the random graph and of the signing keys; whoever knows it can sign in everybody's name.
     run_folder : a folder for rounds.jsonl and model.safetensors, or None.
     outages : edge servers and links that fail in given rounds, for what-if runs.
     wait_for_nodes_s : how long to wait for the nodes that FedAvg's arguments ask for.
@@ -89,11 +90,10 @@ class ConsensusBFL(EdgeStrategy):
         self.consensus = Consensus(
             edge_servers, p2p_rounds, mass or ("count" if p2p_rounds else "data"), leader, learning_rate
         )
-        self.mixing = mixing_matrix(
-            mixing, edge_graph(graph, edge_servers, seed=seed), laplacian_step=laplacian_step
-        )
+        adjacency = edge_graph(graph, edge_servers, seed=seed)
+        self.mixing = mixing_matrix(mixing, adjacency, laplacian_step=laplacian_step)
         self.outages = tuple(outages)
-        check_outages(self.outages, edge_servers)
+        check_outages(self.outages, adjacency)
         super().__init__(
             edge_servers=edge_servers,
             association=association,
@@ -105,34 +105,30 @@ class ConsensusBFL(EdgeStrategy):
         )
         self._keep_states = ledger is not None
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """One round, from the devices' replies to the new global model and its metrics."""
-        down = [outage for outage in self.outages if outage.round == server_round]
-
-        # 1. Keep the replies that can be used.
-        trained, left_out = self._receive_unless_down(replies, down)
-        if not trained.devices:
-            return self._skip(server_round, left_out, down)
-
-        # 2. Every edge server adds up the gradients of its devices: (6)-(8).
+    def _round(
+        self, server_round: int, trained: Trained, left_out: Sequence[LeftOut]
+    ) -> tuple[ArrayRecord | None, MetricRecord]:
+        """One round of Algorithm 1, from the devices' models to the new global one."""
+        # 1. Every device's cumulative gradient, (6)(7), and their sums at the edge servers, (8).
         before, learning_rate = self._flat(self._model), self.consensus.learning_rate
         gradients = [self._gradient(before, reply, learning_rate) for reply in trained.replies]
         weights = contribution_weights(trained.samples, trained.steps)
         partials = PartialAggregates(gradients, weights, trained.server_of, self.edge_servers)
 
-        # 3. They agree, step by step with their neighbours: (9).
+        # 2. The edge servers agree, step by step with their neighbours: (9).
+        down = self._down(server_round)
         mass, mixings = self._initial_mass(trained, down), self._mixings(down)
         leader = self._leader(server_round, mass_after(mass, mixings), down)
+        if leader is None:
+            return self._skip(server_round, left_out)
         agreement = agree(partials, self.layout.size, mass, mixings, leader, keep_states=self._keep_states)
 
-        # 4. The leader turns what it holds into the global model: (10)-(12).
+        # 3. The leader turns what it holds into the global model: (10)-(12).
         tau = boost(trained.samples, trained.steps)
         after = updated_model(before, agreement.state, agreement.mass, tau, learning_rate)
-        model = self.layout.model(after, trained.largest.arrays)
+        model = self._named(after, trained)
 
-        # 5. All of it goes to the ledger, one block a phase, while the devices train on.
+        # 4. All of it goes to the ledger, one block a phase, while the devices train on.
         published = model_entry(server_round, Sender(Role.SERVER, leader), model)
         own = {
             "consensus-error": agreement.error,
@@ -143,7 +139,7 @@ class ConsensusBFL(EdgeStrategy):
         report = RoundReport(
             round=server_round,
             devices=len(trained.devices),
-            samples=int(trained.samples.sum()),
+            samples=float(trained.samples.sum()),
             left_out=tuple(left_out),
             down=tuple(map(str, down)),
             server_devices=tuple(trained.at([server]).devices for server in range(self.edge_servers)),
@@ -156,16 +152,17 @@ class ConsensusBFL(EdgeStrategy):
             train=dict(metrics),
         )
         phases = self._phases(report, trained, gradients, agreement.states, down, published)
-        self._close_round(report, model, published.payload, phases)
+        self._close_round(report, published.payload, phases)
         return as_record(model), metrics
 
     # -- the steps' details -------------------------------------------------------------------------------
 
-    def _receive_unless_down(
-        self, replies: Iterable[Message], down: Sequence[Outage]
-    ) -> tuple[Trained, list[LeftOut]]:
-        trained, left_out = self._receive(replies)
-        dead = _servers_down(down, 0)
+    def _down(self, server_round: int) -> list[Outage]:
+        return [outage for outage in self.outages if outage.round == server_round]
+
+    def _receive(self, server_round: int, replies: Iterable[Message]) -> tuple[Trained, list[LeftOut]]:
+        trained, left_out = super()._receive(server_round, replies)
+        dead = _servers_down(self._down(server_round), 0)
         cut_off = [
             LeftOut(f"device {device}", "its edge server is down") for device in trained.at(dead).devices
         ]
@@ -187,25 +184,24 @@ class ConsensusBFL(EdgeStrategy):
             for step in range(self.consensus.p2p_rounds)
         ]
 
-    def _leader(self, server_round: int, masses: Floats, down: Sequence[Outage]) -> int:
+    def _leader(self, server_round: int, masses: Floats, down: Sequence[Outage]) -> int | None:
+        """The leader, None if no edge server that is up has a share of the sum."""
         dead = _servers_down(down, self.consensus.p2p_rounds)
-        candidates = [
-            server for server in range(self.edge_servers) if masses[server] > 0 and server not in dead
-        ]
+        candidates = [m for m in range(self.edge_servers) if masses[m] > 0 and m not in dead]
         if self.consensus.leader in candidates:
             return int(self.consensus.leader)
-        return draw_leader(self._head(), server_round, candidates)
+        return draw_leader(self._head(), server_round, candidates) if candidates else None
 
-    def _skip(
-        self, server_round: int, left_out: Sequence[LeftOut], down: Sequence[Outage]
-    ) -> tuple[None, MetricRecord]:
-        """A round without a usable reply: the model stays as it is, and the ledger says why."""
+    def _skip(self, server_round: int, left_out: Sequence[LeftOut]) -> tuple[None, MetricRecord]:
+        """The model stays as it is, and the ledger says why."""
+        down = self._down(server_round)
         leader = self._leader(server_round, np.ones(self.edge_servers), down)
+        assert leader is not None  # `check_outages` saw to that
         published = model_entry(server_round, Sender(Role.SERVER, leader), self._model)
         report = RoundReport(
             round=server_round, left_out=tuple(left_out), down=tuple(map(str, down)), leader=leader
         )
-        self._close_round(report, self._model, published.payload, [[report_entry(report), published]])
+        self._close_round(report, published.payload, [[report_entry(report), published]])
         return None, MetricRecord({"left-out": len(left_out)})
 
     def _phases(

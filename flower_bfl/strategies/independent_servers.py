@@ -1,6 +1,6 @@
 """The paper's "traditional FL": edge servers that never talk to each other."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -19,20 +19,23 @@ from flower_bfl.strategies._edge_strategy import (
 )
 from flower_bfl.strategies._roster import Association, Trained
 from flower_bfl.strategies.aggregation import (
+    NotFiniteError,
     PartialAggregates,
     boost,
     contribution_weights,
     updated_model,
     whole,
 )
-from flower_bfl.types import RoundReport
+from flower_bfl.types import LeftOut, RoundReport
 
 
 class IndependentServers(EdgeStrategy):
     """Every edge server keeps its own model for its own devices, aggregated as in `ConsensusBFL`.
 
     Metrics of a central evaluation are means over the servers' models. The arrays that a round returns, and
-    model.safetensors, are the model of the server whose devices hold the most samples; `models` has all.
+    model.safetensors, are the model of the server whose devices hold the most samples; `models` has all. A
+    device that turns up after the first round joins its server with its second reply: what it trained
+    first was not that server's model.
 
     Parameters are those of `ConsensusBFL`, as far as they concern edge servers without links and a ledger.
     """
@@ -42,7 +45,6 @@ class IndependentServers(EdgeStrategy):
         *,
         edge_servers: int = 3,
         association: Association | None = None,
-        seed: int = 0,
         run_folder: Path | str | None = None,
         wait_for_nodes_s: float = 300.0,
         **fedavg: Unpack[FedAvgArguments],
@@ -52,7 +54,7 @@ class IndependentServers(EdgeStrategy):
             edge_servers=edge_servers,
             association=association,
             ledger=None,
-            seed=seed,
+            seed=0,
             run_folder=run_folder,
             wait_for_nodes_s=wait_for_nodes_s,
             **fedavg,
@@ -67,58 +69,78 @@ class IndependentServers(EdgeStrategy):
         messages = super().configure_train(server_round, arrays, config, grid)
         self.models = self.models or [self._model] * self.edge_servers
         self._sent = {message.metadata.dst_node_id: self._model_for(message) for message in messages}
-        return [self._addressed(message) for message in messages]
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """One round at every edge server: (6)-(8), (11) and (12) over its own devices alone."""
-        trained, left_out = self._receive(replies)
-        if trained.devices:
-            self.models = [self._updated(server, trained.at([server])) for server in range(self.edge_servers)]
-        held = [int(trained.at([server]).samples.sum()) for server in range(self.edge_servers)]
-        model = self.models[int(np.argmax(held))]
-        metrics = self._metrics(trained, {"left-out": len(left_out)})
-        report = RoundReport(
-            round=server_round,
-            devices=len(trained.devices),
-            samples=sum(held),
-            left_out=tuple(left_out),
-            server_devices=tuple(trained.at([server]).devices for server in range(self.edge_servers)),
-            train=dict(metrics),
-        )
-        self._close_round(report, model, encode(model, {"round": str(server_round)}), [])
-        return (as_record(model) if trained.devices else None), metrics
+        return self._addressed(messages)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """FedAvg's messages, each with the model of the device's own edge server."""
-        return [self._addressed(m) for m in super().configure_evaluate(server_round, arrays, config, grid)]
+        return self._addressed(super().configure_evaluate(server_round, arrays, config, grid))
+
+    def _receive(self, server_round: int, replies: Iterable[Message]) -> tuple[Trained, list[LeftOut]]:
+        trained, left_out = super()._receive(server_round, replies)
+        strangers = [
+            y
+            for y, (reply, server) in enumerate(zip(trained.replies, trained.server_of, strict=True))
+            if self._sent[reply.node] is not self.models[server]
+        ]
+        reason = "it trained another edge server's model, its own from now on"
+        late = [LeftOut(f"device {trained.devices[y]}", reason) for y in strangers]
+        return trained.without(strangers), left_out + late
+
+    def _round(
+        self, server_round: int, trained: Trained, left_out: Sequence[LeftOut]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """One round at every edge server: (6)-(8), (11) and (12) over its own devices alone."""
+        groups = [trained.at([server]) for server in range(self.edge_servers)]
+        self.models = [self._updated(server, trained) for server in range(self.edge_servers)]
+        largest = int(np.argmax([own.samples.sum() for own in groups]))
+        metrics = self._metrics(trained, {"left-out": len(left_out)})
+        report = RoundReport(
+            round=server_round,
+            devices=len(trained.devices),
+            samples=float(trained.samples.sum()),
+            left_out=tuple(left_out),
+            server_devices=tuple(own.devices for own in groups),
+            train=dict(metrics),
+        )
+        self._close_round(report, _payload(server_round, self.models[largest]), [])
+        return as_record(self.models[largest]), metrics
+
+    def _skip(self, server_round: int, left_out: Sequence[LeftOut]) -> tuple[None, MetricRecord]:
+        report = RoundReport(round=server_round, left_out=tuple(left_out))
+        self._close_round(report, _payload(server_round, self._model), [])
+        return None, MetricRecord({"left-out": len(left_out)})
 
     def _updated(self, server: int, trained: Trained) -> NamedArrays:
-        if not trained.devices:
-            return self.models[server]
-        gradients = [
-            self._gradient(self._flat(self._sent.get(reply.node, self.models[server])), reply)
-            for reply in trained.replies
-        ]
-        weights = contribution_weights(trained.samples, trained.steps)
-        partial = PartialAggregates(gradients, weights, np.zeros_like(trained.server_of), 1)
-        total = whole(partial, 1, self.layout.size)[0]
-        tau = boost(trained.samples, trained.steps)
-        after = updated_model(self._flat(self.models[server]), total, 1.0, tau)
-        return self.layout.model(after, trained.largest.arrays)
+        model, own = self.models[server], trained.at([server])
+        if not own.devices:
+            return model
+        before = self._flat(model)
+        gradients = [self._gradient(before, reply) for reply in own.replies]
+        weights = contribution_weights(own.samples, own.steps)
+        partial = PartialAggregates(gradients, weights, np.zeros_like(own.server_of), 1)
+        try:
+            total = whole(partial, 1, self.layout.size)[0]
+            return self._named(updated_model(before, total, 1.0, boost(own.samples, own.steps)), own)
+        except NotFiniteError as error:
+            places = np.flatnonzero(trained.server_of == server)
+            raise NotFiniteError(int(places[y]) for y in error.positions) from error
 
     def _model_for(self, message: Message) -> NamedArrays:
         device = self._roster.device(message.metadata.dst_node_id)
-        return self._model if device is None else self.models[self._roster.server(device)]
+        server = None if device is None else self._roster.server(device)
+        return self._model if server is None else self.models[server]
 
-    def _addressed(self, message: Message) -> Message:
-        content = RecordDict(dict(message.content))
-        content[self.arrayrecord_key] = as_record(self._model_for(message))
-        kind, node = message.metadata.message_type, message.metadata.dst_node_id
-        return Message(content=content, message_type=kind, dst_node_id=node)
+    def _addressed(self, messages: Iterable[Message]) -> list[Message]:
+        records = {id(model): as_record(model) for model in (*self.models, self._model)}
+        addressed = []
+        for message in messages:
+            content = RecordDict(dict(message.content))
+            content[self.arrayrecord_key] = records[id(self._model_for(message))]
+            kind, node = message.metadata.message_type, message.metadata.dst_node_id
+            addressed.append(Message(content=content, message_type=kind, dst_node_id=node))
+        return addressed
 
     def _evaluate_centrally(
         self, evaluate_fn: EvaluateFunction, server_round: int, arrays: ArrayRecord
@@ -130,3 +152,7 @@ class IndependentServers(EdgeStrategy):
         told = [result for result in results if result is not None]
         keys = [key for key in (told[0] if told else ()) if not isinstance(told[0][key], list)]
         return MetricRecord({key: float(np.mean([result[key] for result in told])) for key in keys})
+
+
+def _payload(server_round: int, model: NamedArrays) -> bytes:
+    return encode(model, {"round": str(server_round)})

@@ -60,8 +60,8 @@ def test_a_device_trains_reproducibly(modules: Any, config: dict[str, Any]) -> N
 
 def test_a_device_says_what_it_did_and_who_it_is(modules: Any, config: dict[str, Any]) -> None:
     metrics = reply_to(modules[0].on_train, config, "train", device=3, server_round=1)["metrics"]
-    assert set(metrics) == {"num-examples", "num-steps", "train-loss", "device"}
-    assert (metrics["num-examples"], metrics["num-steps"], metrics["device"]) == (144, 10, 3)
+    assert set(metrics) == {"num-examples", "num-steps", "train-loss", "device-index"}
+    assert (metrics["num-examples"], metrics["num-steps"], metrics["device-index"]) == (144, 10, 3)
 
 
 def test_a_device_evaluates_on_its_share_of_the_test_set(modules: Any, config: dict[str, Any]) -> None:
@@ -93,10 +93,24 @@ def test_unknown_names(key: str, modules: Any, config: dict[str, Any], tmp_path:
 
 def test_the_run_folder(modules: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert modules[1].make_run_folder(str(tmp_path / "mine")) == tmp_path / "mine"
-    chosen = modules[1].make_run_folder("")
-    assert chosen.is_dir()
-    assert chosen.parent == tmp_path / "runs"
+    assert modules[1].run_folder(str(tmp_path / "mine")) == tmp_path / "mine"
+    chosen = modules[1].run_folder("")
+    assert chosen.parent == tmp_path / "runs" and chosen.name.startswith("quickstart-")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"partition": "mine"}, "`kind` must be one of"),
+        ({"partition": "labels", "labels-per-device": 99}, "`labels_per_device` must be"),
+        ({"devices": 2000}, "must"),
+    ],
+)
+def test_a_partition_that_cannot_be_made_ends_the_run_at_once(
+    modules: Any, config: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        modules[1].check_partition(config | settings)
 
 
 def test_the_report_is_logged_even_without_matplotlib(

@@ -105,7 +105,7 @@ ring4 = metropolis_mixing(edge_graph("ring", 4))
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: edge_graph("complete", 0), r"`edge_servers` must be at least 1, got 0"),
+        (lambda: edge_graph("complete", 0), r"`edge_servers` must be a whole number from 1 to 65535, got 0"),
         (lambda: edge_graph("mesh", 3), r"`graph` must be one of .* got 'mesh'"),
         (lambda: edge_graph([(0, 1), (2, 3)], 4), r"`graph` must be connected, got 2 .*\[0, 1\], \[2, 3\]"),
         (

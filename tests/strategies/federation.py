@@ -53,7 +53,7 @@ def walker(device: int, *, samples: int | None = None, steps: int = 4, named: bo
     """A device that moves every array by a random step of its own and of the round."""
     own = {"num_examples": samples or 10 + 7 * device, "num_steps": steps, "loss": 1 / (1 + device)}
     if named:
-        own["device"] = device
+        own["device-index"] = device
 
     def train(server_round: int, arrays: dict[str, np.ndarray]) -> RecordDict:
         rng = np.random.default_rng([device, server_round])

@@ -6,10 +6,18 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 from federation import Federation, initial, record, reply, values, walker
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
-from flower_bfl import ConfigError, ConsensusBFL, IndependentServers, LedgerError, MemoryLedger, Outage
+from flower_bfl import (
+    ConfigError,
+    ConsensusBFL,
+    FlowerBFLError,
+    IndependentServers,
+    LedgerError,
+    MemoryLedger,
+    Outage,
+)
 from flower_bfl.chain_adapter.base import Kind, decode, draw_leader
 from flower_bfl.errors import RunFolderError
 from flower_bfl.strategies._edge_strategy import FedAvgArguments
@@ -219,25 +227,28 @@ def fails(content, arrays):
 BAD_REPLIES = [
     (fails, "the client failed: out of battery"),
     (no_examples, "the MetricRecord must have the key 'num-examples', got ['loss', 'num-steps']"),
-    (set_metric("num-examples", 0), "'num-examples' must be a whole number of at least 1, got 0"),
+    (set_metric("num-examples", 0), "'num-examples' must be a positive number of at most 2**53, got 0"),
     (
         set_metric("num-examples", float("nan")),
-        "'num-examples' must be a whole number of at least 1, got nan",
+        "'num-examples' must be a positive number of at most 2**53, got nan",
     ),
-    (set_metric("num-examples", [3, 4]), "'num-examples' must be a whole number of at least 1, got [3, 4]"),
-    (set_metric("num-steps", 2.5), "'num-steps' must be a whole number of at least 1, got 2.5"),
-    (set_metric("device", -1), "'device' must be an integer of at least 0, got -1"),
-    (set_metric("device", 1.0), "'device' must be an integer of at least 0, got 1.0"),
+    (
+        set_metric("num-examples", [3, 4]),
+        "'num-examples' must be a positive number of at most 2**53, got [3, 4]",
+    ),
+    (set_metric("num-steps", 2.5), "'num-steps' must be a whole number from 1 to 2**31 - 1, got 2.5"),
+    (set_metric("device-index", -1), "'device-index' must be an integer of at least 0, got -1"),
+    (set_metric("device-index", 1.0), "'device-index' must be an integer of at least 0, got 1.0"),
     (
         set_array("head", np.full((5, 3), np.nan, np.float32)),
-        "array 'head' must be finite, got NaN or infinity",
+        "its gradient, and the model made with it, must be finite, got NaN or infinity",
     ),
     (
         set_array("head", np.full((5, 3), np.inf, np.float32)),
-        "array 'head' must be finite, got NaN or infinity",
+        "its gradient, and the model made with it, must be finite, got NaN or infinity",
     ),
     (set_array("head", np.zeros((3, 5), np.float32)), "array 'head' must have shape (5, 3), got (3, 5)"),
-    (set_array("head", np.zeros((5, 3), np.int32)), "array 'head' must have a dtype like float32, got int32"),
+    (set_array("head", np.zeros((5, 3), np.int32)), "array 'head' must have dtype float32, got int32"),
     (
         set_array("tail", np.zeros(1, np.float32)),
         "arrays must be the model's, got [] missing and ['tail'] too many",
@@ -273,7 +284,7 @@ def test_two_nodes_that_claim_one_device_are_both_left_out_unless_one_had_it_bef
     def late_impostor(server_round, arrays):
         if server_round == 1:
             raise RuntimeError("not here yet")
-        return reply(arrays, num_examples=9, num_steps=1, loss=0.0, device=0)
+        return reply(arrays, num_examples=9, num_steps=1, loss=0.0, device_index=0)
 
     strategy = ConsensusBFL(edge_servers=2, **EXACT)
     run(strategy, [*honest, late_impostor], rounds=2)
@@ -285,6 +296,142 @@ def test_two_nodes_that_claim_one_device_are_both_left_out_unless_one_had_it_bef
     run(first_round, [*honest, walker(0, named=True)], rounds=1)
     assert len(first_round.reports[1].left_out) == 2
     assert first_round.reports[1].server_devices == ((2,), (1, 3))
+
+
+def test_a_device_cannot_take_over_the_index_of_another():
+    def greedy(server_round, arrays):
+        content = walker(1, named=True)(server_round, arrays)
+        content["metrics"]["device-index"] = 1 if server_round == 1 else 0
+        return content
+
+    def asleep(server_round, arrays):
+        if server_round == 2:
+            raise RuntimeError("asleep")
+        return walker(0, named=True)(server_round, arrays)
+
+    strategy = ConsensusBFL(edge_servers=2)
+    run(strategy, [asleep, greedy, walker(2, named=True)], rounds=3)
+    assert [report.server_devices for report in strategy.reports[1:]] == [
+        ((0, 2), (1,)),
+        ((2,), ()),
+        ((0, 2), ()),
+    ]
+    assert "must keep the index 1 that it had before, got 0" in strategy.reports[3].left_out[0].reason
+
+
+def test_a_device_that_comes_back_under_another_node_id_keeps_its_index():
+    federation = Federation([walker(n, named=True) for n in range(3)])
+
+    def reconnect(server_round, arrays):
+        old = federation.nodes[2]
+        federation.nodes[2] = old + 1
+        federation._devices[old + 1] = federation._devices.pop(old)
+
+    strategy = ConsensusBFL(edge_servers=2)
+    strategy.start(federation, initial(), num_rounds=3, evaluate_fn=reconnect)
+    assert [report.server_devices for report in strategy.reports[1:]] == [((0, 2), (1,))] * 3
+
+
+def scaled(factor, dtype=np.float32, **metrics):
+    def train(server_round, arrays):
+        content = walker(2)(server_round, arrays)
+        spoiled = {name: (array * 0 + factor).astype(dtype) for name, array in arrays.items()}
+        record_ = content["metrics"]
+        for name, value in metrics.items():
+            record_[name.replace("_", "-")] = value
+        return RecordDict({"arrays": record(spoiled), "metrics": record_})
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "arguments"),
+    [
+        (np.float64, 1e300, {}),  # infinite as float32
+        (np.float32, 1e37, {"learning_rate": 1e-3}),  # infinite once divided by the step size
+    ],
+)
+def test_a_reply_that_overflows_later_is_left_out_too(dtype, factor, arguments):
+    arrays = record({name: array.astype(dtype) for name, array in values(initial()).items()})
+    good = [walker(n) for n in (0, 1, 3, 4)]
+    strategy = ConsensusBFL(edge_servers=2, **arguments, **EXACT)
+    model = run(strategy, [*good, scaled(factor, dtype)], rounds=2, arrays=arrays)
+    assert_models_close({name: array.astype(np.float32) for name, array in model.items()}, fednova(good, 2))
+    assert "must be finite" in strategy.reports[1].left_out[0].reason
+
+
+def test_a_model_that_overflows_is_not_published():
+    arrays = record({"w": np.ones((2, 2), np.float16)})
+
+    def device(n):
+        def train(server_round, arrays):
+            factor = 60000 if server_round == 2 else 1.5
+            return reply({"w": np.full((2, 2), factor, np.float16)}, num_examples=1, num_steps=1 + 9 * n)
+
+        return train
+
+    strategy = ConsensusBFL(edge_servers=2)
+    model = run(strategy, [device(n) for n in range(4)], rounds=3, arrays=arrays)
+    assert np.isfinite(model["w"]).all()
+    assert strategy.reports[2].devices == 0 and len(strategy.reports[2].left_out) == 4
+
+
+@pytest.mark.parametrize("metric", ["num-steps", "num-examples"])
+def test_huge_counts_are_left_out(metric):
+    def boastful(content, arrays):
+        content["metrics"][metric] = 2**62
+
+    good = [walker(n) for n in (0, 1, 3)]
+    model = run(ConsensusBFL(edge_servers=2, **EXACT), [*good, spoiled(boastful)], rounds=1)
+    assert_models_close(model, fednova(good, 1))
+
+
+def test_weights_need_not_be_whole_numbers():
+    def device(n):
+        def train(server_round, arrays):
+            content = walker(n)(server_round, arrays)
+            content["metrics"]["weight"] = 0.5 + n
+            return content
+
+        return train
+
+    devices = [device(n) for n in range(4)]
+    ours = run(ConsensusBFL(edge_servers=2, weighted_by_key="weight", **EXACT), devices)
+    assert_models_close(ours, run(FedAvg(weighted_by_key="weight"), devices))
+
+
+def test_bytes_that_are_no_array_are_left_out():
+    def zipped(content, arrays):
+        content["arrays"]["head"] = Array(
+            "float32", (5, 3), "numpy.ndarray", b"PK\x03\x04 not a zip file at all"
+        )
+
+    def enormous(content, arrays):
+        data = content["arrays"]["head"].data.replace(b"(5, 3), ", b"(10000000000000000000, 3), ")
+        content["arrays"]["head"] = Array("float32", (5, 3), "numpy.ndarray", data)
+
+    good = [walker(n) for n in (0, 1, 3)]
+    model = run(ConsensusBFL(edge_servers=2, **EXACT), [*good, spoiled(zipped), spoiled(enormous)], rounds=1)
+    assert_models_close(model, fednova(good, 1))
+
+
+def test_a_metric_of_another_kind_is_left_out_of_the_mean():
+    def listed(content, arrays):
+        content["metrics"]["loss"] = [1.0, 2.0]
+
+    strategy = ConsensusBFL(edge_servers=2)
+    run(strategy, [walker(0), walker(1), spoiled(listed)], rounds=1)
+    assert strategy.reports[1].devices == 3 and "loss" not in strategy.reports[1].train
+
+
+def test_a_node_that_does_not_answer_is_reported():
+    class Lossy(Federation):
+        def send_and_receive(self, messages, timeout=None):
+            return super().send_and_receive(messages, timeout)[:2]
+
+    strategy = ConsensusBFL(edge_servers=2)
+    strategy.start(Lossy([walker(n) for n in range(4)]), initial(), num_rounds=1)
+    assert [left_out.reason for left_out in strategy.reports[1].left_out] == ["no reply in time"] * 2
 
 
 def test_a_round_without_a_usable_reply_keeps_the_model_and_the_run_goes_on():
@@ -378,8 +525,15 @@ def test_a_sample_of_the_devices_is_enough():
 # -- bad input -----------------------------------------------------------------------------------------
 
 BAD_ARGUMENTS = [
-    ({"edge_servers": 0}, "`edge_servers` must be at least 1, got 0"),
-    ({"p2p_rounds": -1}, "`p2p_rounds` must be at least 0, got -1"),
+    ({"edge_servers": 0}, "`edge_servers` must be a whole number from 1 to 65535, got 0"),
+    ({"p2p_rounds": -1}, "`p2p_rounds` must be a whole number from 0 to 65535, got -1"),
+    ({"edge_servers": 2.0}, "`edge_servers` must be a whole number .* got 2.0"),
+    ({"p2p_rounds": 2.5}, "`p2p_rounds` must be a whole number .* got 2.5"),
+    ({"graph": [(0, 1, 2)]}, "`graph` must be a name or a list of pairs"),
+    ({"mixing": "metropolis", "laplacian_step": 0.1}, "`laplacian_step` goes with mixing='laplacian' only"),
+    ({"fraction_train": 1.5}, r"`fraction_train` must be in \[0, 1\], got 1.5"),
+    ({"outages": [Outage(1, link=(1, 1))]}, "`outages` must name links of the graph"),
+    ({"outages": [Outage(1, link=(0, 2))], "graph": "line"}, "`outages` must name links of the graph"),
     ({"mass": "weight"}, "`mass` must be one of .* got 'weight'"),
     ({"leader": 3}, "`leader` must be 'random' or an edge server of .* got 3"),
     ({"learning_rate": 0.0}, "`learning_rate` must be positive and finite, got 0.0"),
@@ -389,7 +543,10 @@ BAD_ARGUMENTS = [
     ({"mixing": "fast"}, "`mixing` must be one of"),
     ({"association": [0, 1, 5]}, "`association` must name edge servers of 0..2, got 5"),
     ({"outages": [Outage(round=1, server=4)]}, "`outages` must name edge servers of 0..2"),
-    ({"outages": [Outage(1, m) for m in range(3)]}, "`outages` must leave an edge server up in every round"),
+    (
+        {"outages": [Outage(1, m) for m in range(3)]},
+        "`outages` must leave an edge server up, got none in round 1",
+    ),
     ({"wait_for_nodes_s": 0}, "`wait_for_nodes_s` must be positive, got 0"),
 ]
 
@@ -411,15 +568,47 @@ def test_bad_outages_are_named(arguments):
 @pytest.mark.parametrize("strategy", [ConsensusBFL, IndependentServers])
 @pytest.mark.parametrize("arguments", [{"edge_servers": 5}, {"edge_servers": 2, "min_available_nodes": 9}])
 def test_too_few_devices_end_the_run_with_a_message(strategy, arguments):
-    with pytest.raises(ConfigError, match=r"must be at most the number of nodes .* got .* with 4 connected"):
+    with pytest.raises(
+        ConfigError, match=r"` must be at most the number of nodes that connect .* got \d with 4 connected"
+    ):
         run(strategy(wait_for_nodes_s=0.3, **arguments), [walker(n) for n in range(4)])
 
 
-def test_an_association_without_a_device_is_named():
+def test_a_device_without_an_edge_server_is_left_out():
+    strategy = ConsensusBFL(edge_servers=2, association=[0, 1, 0])
+    run(strategy, [walker(n, named=True) for n in range(4)], rounds=1)
+    (left_out,) = strategy.reports[1].left_out
+    assert left_out.who == "device 3" and "`association` must name an edge server for it" in left_out.reason
+
+
+def test_too_few_nodes_to_evaluate_skip_the_evaluation():
+    strategy = ConsensusBFL(edge_servers=2, min_evaluate_nodes=9, wait_for_nodes_s=0.3)
+    result = strategy.start(Federation([walker(n) for n in range(3)]), initial(), num_rounds=2)
+    assert strategy.reports[2].devices == 3 and not result.evaluate_metrics_clientapp
+
+
+def test_a_first_round_without_a_usable_reply_ends_the_run_and_says_why():
+    def broken(server_round, arrays):
+        raise RuntimeError("no such dataset")
+
     with pytest.raises(
-        ConfigError, match=r"`association` must name an edge server for every device, .* device 3"
+        FlowerBFLError, match=r"round 1: none of 3 devices .*: the client failed: no such dataset"
     ):
-        run(ConsensusBFL(edge_servers=2, association=[0, 1, 0]), [walker(n, named=True) for n in range(4)])
+        run(ConsensusBFL(edge_servers=2), [broken] * 3)
+
+
+def test_a_strategy_runs_once():
+    strategy = ConsensusBFL(edge_servers=2)
+    run(strategy, [walker(n) for n in range(3)], rounds=1)
+    with pytest.raises(ConfigError, match="a strategy must run once"):
+        run(strategy, [walker(n) for n in range(3)], rounds=1)
+
+
+def test_a_ledger_that_holds_a_run_is_refused_before_anybody_trains():
+    ledger = MemoryLedger()
+    run(ConsensusBFL(edge_servers=2, ledger=ledger), [walker(n) for n in range(3)], rounds=1)
+    with pytest.raises(ConfigError, match="`ledger` must be empty, got one that holds a run"):
+        run(ConsensusBFL(edge_servers=2, ledger=ledger), [walker(n) for n in range(3)], rounds=1)
 
 
 # -- what a run leaves behind --------------------------------------------------------------------------
@@ -468,6 +657,16 @@ def test_a_ledger_that_fails_ends_the_run_and_loses_nothing_recorded(tmp_path):
     assert [report.round for report in strategy.reports] == [0, 1]
     assert len(Path(tmp_path / "run" / "rounds.jsonl").read_text().splitlines()) == 2
     assert {entry.round for entry in ledger.entries()} == {0, 1}
+    last = [entry for entry in ledger.entries() if entry.kind is Kind.MODEL][-1]
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == last.payload
+
+
+def test_metrics_that_are_no_numbers_are_null_in_the_run_folder(tmp_path):
+    strategy = ConsensusBFL(edge_servers=2, run_folder=tmp_path / "run")
+    evaluate = lambda server_round, arrays: MetricRecord({"loss": float("nan")})  # noqa: E731
+    run(strategy, [walker(n) for n in range(3)], rounds=1, evaluate_fn=evaluate)
+    for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines():
+        assert json.loads(line, parse_constant=pytest.fail)["evaluate"]["loss"] is None
 
 
 def test_the_callers_config_is_not_changed():

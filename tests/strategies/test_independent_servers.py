@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from federation import Federation, initial, values, walker
+from federation import Federation, initial, record, values, walker
 from flwr.app import MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
@@ -56,3 +56,32 @@ def test_a_server_whose_devices_are_silent_keeps_its_model():
     first, second = (next(model for k, model in after if k == server_round) for server_round in (1, 2))
     np.testing.assert_array_equal(first, second)
     assert strategy.reports[2].left_out[0].reason == "the client failed: asleep"
+
+
+def test_a_late_device_joins_its_server_with_its_second_reply():
+    def late(server_round, arrays):
+        if server_round == 1:
+            raise RuntimeError("not here yet")
+        return walker(1, named=True)(server_round, arrays)
+
+    strategy = IndependentServers(edge_servers=2)
+    strategy.start(Federation([walker(0, named=True), late, walker(3, named=True)]), initial(), num_rounds=3)
+    assert [report.server_devices for report in strategy.reports[1:]] == [
+        ((0,), (3,)),
+        ((0,), (3,)),
+        ((0,), (1, 3)),
+    ]
+    assert "it trained another edge server's model" in strategy.reports[2].left_out[0].reason
+
+
+def test_a_gradient_that_is_not_finite_is_left_out():
+    def spoiled(server_round, arrays):
+        content = walker(3, named=True)(server_round, arrays)
+        for name in arrays:
+            content["arrays"][name] = record({name: np.full_like(arrays[name], np.nan)})[name]
+        return content
+
+    strategy = IndependentServers(edge_servers=2)
+    strategy.start(Federation([*(walker(n, named=True) for n in range(3)), spoiled]), initial(), num_rounds=1)
+    assert [left_out.who for left_out in strategy.reports[1].left_out] == ["device 3"]
+    assert all(np.isfinite(model["head"]).all() for model in strategy.models)

@@ -34,7 +34,7 @@ def on_train(message: Message, context: Context) -> Message:
         "num-examples": result.examples,
         "num-steps": result.steps,
         "train-loss": result.loss,
-        "device": device,
+        "device-index": device,
     }
     content = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(metrics)}
     return Message(RecordDict(content), reply_to=message)
@@ -51,7 +51,7 @@ def on_evaluate(message: Message, context: Context) -> Message:
         "num-examples": len(labels),
         "accuracy": result.accuracy,
         "loss": result.loss,
-        "device": device,
+        "device-index": device,
     }
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 

@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from flower_bfl import ConfigError, ConsensusBFL, EvmLedger, IndependentServers, MemoryLedger, report
 from flower_bfl.learning.models import build
 from flower_bfl.learning.training import evaluate
-from quickstart.task import dataset
+from quickstart.task import dataset, samples_of
 
 app = ServerApp()
 log = logging.getLogger("flwr.quickstart")  # below Flower's own logger, so it comes out with its lines
@@ -25,8 +25,9 @@ def main(grid: Grid, context: Context) -> None:
     """Run the rounds and report on them."""
     torch.set_num_threads(1)
     config = context.run_config
-    folder = make_run_folder(config["run-folder"])
+    folder = run_folder(config["run-folder"])
     log.info("Run folder: %s", folder)
+    check_partition(config)
 
     model = build(config["dataset"], config["seed"])
     strategy = make_strategy(config, folder)
@@ -40,11 +41,16 @@ def main(grid: Grid, context: Context) -> None:
         report_on(folder)
 
 
-def make_run_folder(name: str) -> Path:
+def run_folder(name: str) -> Path:
     """The folder that the run writes into; "" is ./runs/quickstart-<time>."""
-    folder = Path(name or f"runs/quickstart-{datetime.now():%Y%m%d-%H%M%S}").expanduser().absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return Path(name or f"runs/quickstart-{datetime.now():%Y%m%d-%H%M%S}").expanduser().absolute()
+
+
+def check_partition(config: dict[str, Any]) -> None:
+    """Cut the data here once, so that a mistake in the settings ends the run before any device starts."""
+    samples_of(0, config["devices"], config, train=True)
+    if config["fraction-evaluate"] > 0:
+        samples_of(0, config["devices"], config, train=False)
 
 
 def make_strategy(config: dict[str, Any], folder: Path) -> Strategy:
@@ -62,7 +68,6 @@ def make_strategy(config: dict[str, Any], folder: Path) -> Strategy:
         return FedAvg(**sampling)
     shared = {
         "edge_servers": config["edge-servers"],
-        "seed": config["seed"],
         "run_folder": folder,
         **sampling,
     }
@@ -71,6 +76,7 @@ def make_strategy(config: dict[str, Any], folder: Path) -> Strategy:
     if name == "consensus":
         leader = config["leader"]
         return ConsensusBFL(
+            seed=config["seed"],
             graph=config["graph"],
             mixing=config["mixing"],
             p2p_rounds=config["p2p-rounds"],
