@@ -74,7 +74,7 @@ def seconds_a_round(case: Case, strategy: str, app: Path, environment: dict[str,
     return (moments[-1] - moments[1]) / (case.rounds - 1)
 
 
-def main(pairs: int = 1) -> None:
+def main(pairs: int = 3) -> None:
     wanted = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder, private_flower() as environment:
         apps = timed_apps(Path(folder))

@@ -28,8 +28,8 @@ def gas_limit(data: bytes, accounts: int = 0) -> int:
 class PhaseWriter:
     """Writes one phase into a block; payloads of more than `inline_bytes` go elsewhere.
 
-    Elsewhere is the chain, in pieces of their own transactions, if `pieces` is set, else `to_store`, which
-    holds payloads by digest for the caller to keep.
+    Elsewhere is the chain, in pieces of their own transactions, if `pieces` is set, else `store`. A payload
+    is kept before its entry is written, and `forget` takes the new ones back if the phase comes to nothing.
     """
 
     def __init__(
@@ -37,17 +37,22 @@ class PhaseWriter:
         block: BlockBuilder,
         contract: bytes,
         account: Callable[[Sender], Account],
+        store: PayloadStore,
         inline_bytes: int,
         pieces: bool,
     ) -> None:
         self._block = block
         self._contract = contract
         self._account = account
+        self._store = store
         self._inline_bytes = inline_bytes
         self._pieces = pieces
-        self._nonces: dict[bytes, int] = {}
-        self.calldata_bytes = 0
-        self.to_store: dict[bytes, bytes] = {}
+        self._new: set[bytes] = set()
+        self.calldata_bytes = self.stored_bytes = 0
+
+    def forget(self) -> None:
+        """Drop the payloads that this phase brought into the store."""
+        self._store.discard(self._new)
 
     def register(self, senders: Iterable[Sender]) -> None:
         """Register senders that the contract does not know, in the operator's name; raises RejectedError."""
@@ -89,7 +94,10 @@ class PhaseWriter:
             self.calldata_bytes += len(payload)
             return payload
         if not self._pieces:
-            self.to_store[name] = payload
+            if name not in self._store:
+                self._new.add(name)
+            self._store.write(payload, name)
+            self.stored_bytes += len(payload)
             return b""
         starts = range(0, len(payload), PIECE_BYTES)
         address = self._account(entry.sender).address

@@ -130,44 +130,60 @@ class EvmLedger:
 
     def record(self, entries: Iterable[Entry]) -> Receipt:
         """Record one phase in one block; see `Ledger.record`. Raises ConfigError for too large a number."""
-        phase = list(entries)
-        for entry in phase:
-            check_bounds(entry)
         with self._lock:
             if self._keys is None:
                 raise LedgerError("`record` needs an open ledger: call `open(keys)` first")
             database, position = self._connect(), self._where()
-            if not phase:
-                return Receipt(position.block_number, position.block_hash, 0, 0, 0, 0)
             block = EvmChain(database).begin(self._now())
-            writer = PhaseWriter(
-                block,
-                position.contract,
-                self._account,
-                _INLINE_BYTES[self._payloads],
-                self._payloads == "full",
-            )
-            senders = {entry.sender for entry in phase} - self._registered
-            writer.register(senders)
-            for entry in phase:
-                if entry.kind is Kind.MODEL:
-                    timestamp_s = EPOCH_S + entry.round if self._clock is None else self._clock()
-                    timestamp_s = max(position.model_timestamp_s + 1, timestamp_s)
-                    writer.publish(entry, timestamp_s)
-                    head = block.view(position.contract, _contract.view("head"))
-                    position = replace(position, head=head, model_timestamp_s=timestamp_s)
-                else:
-                    writer.submit(entry)
-            self._position = self._keep(database, block, writer.to_store, position)
-            self._registered |= senders
-            return Receipt(
-                block=self._position.block_number,
-                block_hash=self._position.block_hash,
-                transactions=block.transactions,
-                gas=block.gas,
-                calldata_bytes=writer.calldata_bytes,
-                stored_bytes=sum(map(len, writer.to_store.values())),
-            )
+            inline, pieces = _INLINE_BYTES[self._payloads], self._payloads == "full"
+            writer = PhaseWriter(block, position.contract, self._account, self._store, inline, pieces)
+            try:
+                return self._write_phase(entries, writer, block, database, position)
+            except BaseException:
+                database.rollback()
+                self._position = None  # to be read again
+                writer.forget()
+                raise
+
+    def _write_phase(
+        self,
+        entries: Iterable[Entry],
+        writer: PhaseWriter,
+        block: BlockBuilder,
+        database: ChainDatabase,
+        position: _Position,
+    ) -> Receipt:
+        registered = set(self._registered)
+        remaining = iter(entries)  # one at a time: a phase's payloads together may be large
+        while (entry := next(remaining, None)) is not None:
+            if entry.sender not in registered:
+                rest = [entry, *remaining]
+                new = {each.sender for each in rest} - registered
+                for each in rest:
+                    check_bounds(each)
+                writer.register(new)
+                registered |= new
+                remaining = iter(rest[1:])
+            check_bounds(entry)
+            if entry.kind is Kind.MODEL:
+                timestamp_s = EPOCH_S + entry.round if self._clock is None else self._clock()
+                timestamp_s = max(position.model_timestamp_s + 1, timestamp_s)
+                writer.publish(entry, timestamp_s)
+                head = block.view(position.contract, _contract.view("head"))
+                position = replace(position, head=head, model_timestamp_s=timestamp_s)
+            else:
+                writer.submit(entry)
+        if block.transactions:
+            self._position = self._seal(database, block, position)
+            self._registered = registered
+        return Receipt(
+            block=self._where().block_number,
+            block_hash=self._where().block_hash,
+            transactions=block.transactions,
+            gas=block.gas,
+            calldata_bytes=writer.calldata_bytes,
+            stored_bytes=writer.stored_bytes,
+        )
 
     def entries(self) -> Iterator[Entry]:
         """Every entry in recorded order.
@@ -257,23 +273,11 @@ class EvmLedger:
             database.rollback()
             raise
 
-    def _keep(
-        self, database: ChainDatabase, block: BlockBuilder, payloads: dict[bytes, bytes], position: _Position
-    ) -> _Position:
-        """Payloads first, so that no entry is without its payload; then the block, all of it or nothing."""
-        new = [name for name in payloads if name not in self._store]
-        try:
-            for name, payload in payloads.items():
-                self._store.write(payload, name)
-            header = block.seal()
-            transactions, gas = position.transactions + block.transactions, position.gas + block.gas
-            database[_TOTALS] = _totals(transactions, gas)
-            database.commit()
-        except BaseException:
-            database.rollback()
-            self._position = None  # to be read again
-            self._store.discard(new)
-            raise
+    def _seal(self, database: ChainDatabase, block: BlockBuilder, position: _Position) -> _Position:
+        header = block.seal()
+        transactions, gas = position.transactions + block.transactions, position.gas + block.gas
+        database[_TOTALS] = _totals(transactions, gas)
+        database.commit()
         return replace(
             position,
             block_number=header.block_number,
