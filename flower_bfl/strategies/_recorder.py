@@ -1,7 +1,9 @@
 """Writes rounds to the ledger while the devices go on training."""
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from time import perf_counter
 
 from flower_bfl.chain_adapter.base import Entry, Keys, Ledger
@@ -47,9 +49,24 @@ class Recorder:
         return LedgerCost() if pending is None else pending.result()
 
 
+@contextmanager
+def _polite() -> Iterator[None]:
+    """Let the interpreter switch threads more often: Flower's ask for it thousands of times a round.
+
+    An EVM in Python hardly ever waits, so that each of their short calls would last a switch interval (5 ms).
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, 0.0005))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
 def _record(ledger: Ledger, phases: Phases) -> LedgerCost:
     started = perf_counter()
-    receipts = [ledger.record(phase) for phase in phases]
+    with _polite():
+        receipts = [ledger.record(phase) for phase in phases]
     return LedgerCost(
         blocks=len(receipts),
         transactions=sum(receipt.transactions for receipt in receipts),

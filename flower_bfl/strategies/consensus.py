@@ -23,20 +23,26 @@ class Agreement:
     state: Vector  # x_m^(φ), shape (p,)
     mass: float  # s_m after the same steps
     error: float  # ‖x_m/s_m − Σa‖, c_m of eq. (10)
-    bound: float  # λ^φ ‖a − s·Σa‖_F / s_m, which no error exceeds; with s = 1/M it is M·λ^φ ‖a − mean‖_F
+    bound: float  # λ^φ ‖a − s·Σa‖_F / s_m, M·λ^φ ‖a − mean‖_F for s = 1/M: no error but float32's exceeds it
     states: Vector | None  # x^(l) of every step and server, (φ+1, m, p), if somebody looks at them
 
 
 def agree(
-    partials: Row, size: int, mass: Floats, mixings: Sequence[Mixing], server: int, *, keep_states: bool
+    partials: Row,
+    size: int,
+    mass: Floats,
+    mixings: Sequence[Mixing],
+    server: int,
+    *,
+    states: Vector | None = None,
 ) -> Agreement:
     """φ steps of consensus, one matrix each, seen from one server.
 
-    partials: a of (8), whose slices are (m, c); size: p; mass: s before the steps, (m,). If nobody looks at
-    the steps between, one row of Λ^φ takes their place; that agrees to float32's rounding.
+    partials: a of (8), whose slices are (m, c); size: p; mass: s before the steps, (m,). `states`, of shape
+    (φ+1, m, p), is filled with every step. If nobody looks at these, one row of Λ^φ takes their place, which
+    agrees to float32's rounding.
     """
     final_mass = float(mass_after(mass, mixings)[server])
-    states = np.empty((len(mixings) + 1, len(mass), size), np.float32) if keep_states else None
     state = np.empty(size, np.float32) if states is None else states[-1, server]
     shortcut = row_after(mixings, len(mass), server)
 

@@ -103,7 +103,8 @@ class ConsensusBFL(EdgeStrategy):
             wait_for_nodes_s=wait_for_nodes_s,
             **fedavg,
         )
-        self._keep_states = ledger is not None
+        self._recording = ledger is not None
+        self._states: Vector | None = None  # made once: fresh memory of this size takes as long as filling it
 
     def _round(
         self, server_round: int, trained: Trained, left_out: Sequence[LeftOut]
@@ -121,7 +122,7 @@ class ConsensusBFL(EdgeStrategy):
         leader = self._leader(server_round, mass_after(mass, mixings), down)
         if leader is None:
             return self._skip(server_round, left_out)
-        agreement = agree(partials, self.layout.size, mass, mixings, leader, keep_states=self._keep_states)
+        agreement = agree(partials, self.layout.size, mass, mixings, leader, states=self._kept_states())
 
         # 3. The leader turns what it holds into the global model: (10)-(12).
         tau = boost(trained.samples, trained.steps)
@@ -183,6 +184,13 @@ class ConsensusBFL(EdgeStrategy):
             )
             for step in range(self.consensus.p2p_rounds)
         ]
+
+    def _kept_states(self) -> Vector | None:
+        """Room for every step's states, if they are to be recorded; those of the round before are by now."""
+        if self._recording and self._states is None:
+            shape = (self.consensus.p2p_rounds + 1, self.edge_servers, self.layout.size)
+            self._states = np.empty(shape, np.float32)
+        return self._states
 
     def _leader(self, server_round: int, masses: Floats, down: Sequence[Outage]) -> int | None:
         """The leader, None if no edge server that is up has a share of the sum."""

@@ -21,7 +21,8 @@ def agreed(values, mixings, server, *, mass=None, keep_states=True):
         def __getitem__(self, part):
             return rows[:, part]
 
-    return agree(Blocks(), rows.shape[1], mass, mixings, server, keep_states=keep_states)
+    states = np.empty((len(mixings) + 1, *rows.shape), np.float32) if keep_states else None
+    return agree(Blocks(), rows.shape[1], mass, mixings, server, states=states)
 
 
 def test_every_step_multiplies_by_the_mixing_matrix():
