@@ -1,0 +1,66 @@
+"""What the documentation shows is what happens."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flower_bfl import EvmLedger
+from flower_bfl._flwr_run import declared_config
+from flower_bfl.chain_adapter import Kind
+from flower_bfl.cli import _parse_run_config
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def test_the_drop_in_example_runs(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "strategies")
+    from federation import Federation, walker
+
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks(ROOT / "README.md", "python")
+    names = {"initial_weights": lambda: [np.zeros((4, 3), np.float32), np.zeros(3, np.float32)]}
+    exec(example, names)  # what a reader would paste
+    names["main"](Federation([walker(n) for n in range(5)]), None)
+    ledger = EvmLedger("ledger")
+    assert sum(entry.kind is Kind.MODEL for entry in ledger.entries()) == 11
+    ledger.close()
+
+
+def test_the_ledger_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks(ROOT / "docs" / "ledger.md", "python")
+    names = {"weights": np.ones(3, np.float32)}
+    exec(example, names)
+    assert [entry.kind for entry in names["ledger"].entries()] == [Kind.MODEL]
+    names["ledger"].close()
+
+
+def test_settings_in_commands_exist():
+    commands = [line for block in blocks(ROOT / "README.md", "sh") for line in block.splitlines()]
+    shown = [shlex.split(line) for line in commands if "--run-config" in line]
+    assert shown
+    for words in shown:
+        settings = _parse_run_config([words[words.index("--run-config") + 1]])
+        assert settings.keys() <= declared_config(ROOT / words[2]).keys()
+
+
+def test_make_targets_in_commands_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    named = {
+        word for page in PAGES for word in re.findall(r"\bmake ([a-z-]+)\b", "".join(blocks(page, "sh")))
+    }
+    assert {"demo", "test"} <= named <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
