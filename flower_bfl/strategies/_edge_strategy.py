@@ -1,5 +1,6 @@
 """What strategies with edge servers share: who takes part, which replies count, the round's report."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -213,15 +214,15 @@ class EdgeStrategy(FedAvg):
 
     # -- what a subclass says -----------------------------------------------------------------------------
 
+    @abstractmethod
     def _round(
         self, server_round: int, trained: Trained, left_out: Sequence[LeftOut]
     ) -> tuple[ArrayRecord | None, MetricRecord]:
         """From contributions to the new model; called again without those that a NotFiniteError names."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _skip(self, server_round: int, left_out: Sequence[LeftOut]) -> tuple[None, MetricRecord]:
         """A round without a usable reply."""
-        raise NotImplementedError
 
     def _settings(self) -> dict[str, object]:
         return {"Edge servers": self.edge_servers}
