@@ -38,6 +38,7 @@ from flower_bfl.errors import ConfigError, FlowerBFLError
 RunConfig = Mapping[str, str | int | float | bool]
 
 _MARKER_PREFIX = "FLOWER_BFL_PRIVATE_"  # + random hex: an environment variable that all our processes inherit
+_OWN_ERRORS = f"{FlowerBFLError.__module__}."
 _STATUS_TIMEOUT_S = 30.0
 _BIND_ATTEMPTS = 3  # somebody else may take a free port before the SuperLink binds it
 
@@ -299,9 +300,12 @@ def _follow(
     watchdog.daemon = True
     watchdog.start()
     log: list[str] = []
+    reason = ""
     try:
         assert process.stdout is not None  # it is a pipe
         for line in process.stdout:
+            if line.startswith(_OWN_ERRORS):  # the last line of a traceback, far above Flower's last words
+                reason = line.partition(": ")[2]
             if stream:
                 sys.stdout.write(line)
                 sys.stdout.flush()
@@ -317,7 +321,7 @@ def _follow(
     if hung.is_set():
         raise FlowerBFLError(f"Flower did not start the run within {start_timeout_s:g} s{_last_words(log)}")
     if code:
-        sys.stderr.write("".join(log))
+        sys.stderr.write("".join(log) + reason)
     return code
 
 

@@ -332,7 +332,10 @@ class EdgeStrategy(FedAvg):
         ):
             if monotonic() > said + 5:
                 said = monotonic()
-                logger.log(INFO, "waiting for nodes: %d of %d connected", len(nodes), needed)
+                left_s = began + self.wait_for_nodes_s - said
+                logger.log(
+                    INFO, "waiting for nodes: %d of %d connected, %.0f s left", len(nodes), needed, left_s
+                )
             sleep(0.2)
         return nodes
 

@@ -103,14 +103,15 @@ def test_the_run_folder(modules: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ({"partition": "mine"}, "`kind` must be one of"),
         ({"partition": "labels", "labels-per-device": 99}, "`labels_per_device` must be"),
-        ({"devices": 2000}, "must"),
+        ({"devices": 2000}, "`devices` must be at most the number of samples, 1442, got 2000"),
+        ({"edge-servers": 11}, "`edge-servers` must be at most `devices`, got 11 and 10"),
     ],
 )
-def test_a_partition_that_cannot_be_made_ends_the_run_at_once(
+def test_settings_that_cannot_work_end_the_run_at_once(
     modules: Any, config: dict[str, Any], settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        modules[1].check_partition(config | settings)
+        modules[1].check_settings(config | settings)
 
 
 def test_the_report_is_logged_even_without_matplotlib(

@@ -27,7 +27,7 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     folder = run_folder(config["run-folder"])
     log.info("Run folder: %s", folder)
-    check_partition(config)
+    check_settings(config)
 
     model = build(config["dataset"], config["seed"])
     strategy = make_strategy(config, folder)
@@ -46,8 +46,12 @@ def run_folder(name: str) -> Path:
     return Path(name or f"runs/quickstart-{datetime.now():%Y%m%d-%H%M%S}").expanduser().absolute()
 
 
-def check_partition(config: dict[str, Any]) -> None:
-    """Cut the data here once, so that a mistake in the settings ends the run before any device starts."""
+def check_settings(config: dict[str, Any]) -> None:
+    """Count and cut the data here once, so that a mistake ends the run before any device starts."""
+    if config["edge-servers"] > config["devices"]:
+        raise ConfigError(
+            f"`edge-servers` must be at most `devices`, got {config['edge-servers']} and {config['devices']}"
+        )
     samples_of(0, config["devices"], config, train=True)
     if config["fraction-evaluate"] > 0:
         samples_of(0, config["devices"], config, train=False)
