@@ -57,6 +57,8 @@ APPS = """
     from flwr.serverapp import ServerApp
     from flwr.serverapp.strategy import FedAvg
 
+    from flower_bfl import ConfigError
+
     client = ClientApp()
     server = ServerApp()
 
@@ -72,7 +74,7 @@ APPS = """
     @server.main()
     def main(grid, context):
         if context.run_config["fail"]:
-            raise RuntimeError("asked to fail")
+            raise ConfigError("asked to fail")
         print("text is", ascii(context.run_config["text"]), flush=True)
         strategy = FedAvg(fraction_evaluate=0.0)
         arrays = ArrayRecord([np.zeros(2, dtype=np.float32)])
@@ -124,7 +126,7 @@ def test_run_app_tells_a_completed_run_from_a_failed_one(
         assert run_app(app, {"fail": True}, nodes=2, stream=False, environment=environment) != 0
         kept = capfd.readouterr()
         assert kept.out == ""
-        assert "asked to fail" in kept.err
+        assert kept.err.endswith("asked to fail\n")  # below Flower's own last words
 
         monkeypatch.setattr(_flwr_run, "_run_status", lambda _: "pending")
         with pytest.raises(FlowerBFLError, match=r"did not start the run within 1 s"):
