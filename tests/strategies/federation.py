@@ -72,3 +72,35 @@ def initial(seed: int = 0) -> ArrayRecord:
     rng = np.random.default_rng(seed)
     shapes = {"layer.weight": (6, 5), "layer.bias": (5,), "head": (5, 3)}
     return record({name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
+
+
+EXACT = {"graph": "complete", "mixing": "metropolis", "p2p_rounds": 1}  # one step of it is the exact mean
+
+
+def run(strategy, devices, rounds=3, arrays=None, seed=None, **start):
+    result = strategy.start(Federation(devices, seed), arrays or initial(), num_rounds=rounds, **start)
+    return values(result.arrays)
+
+
+def assert_models_close(model, expected):
+    assert list(model) == list(expected)
+    for name in model:
+        assert model[name].dtype == expected[name].dtype
+        np.testing.assert_allclose(model[name], expected[name], rtol=2e-5, atol=2e-6)
+
+
+def fednova(devices, rounds):
+    """Wang et al., Tackling the objective inconsistency problem in heterogeneous FL, 2020, for vanilla SGD:
+    w ← w − τ_eff Σ_i p_i d_i, d_i = (w − w_i)/τ_i, τ_eff = Σ_i p_i τ_i, written out in float64."""
+    model = {name: array.astype(float) for name, array in values(initial()).items()}
+    for server_round in range(1, rounds + 1):
+        sent = {name: array.astype(np.float32) for name, array in model.items()}
+        trained = [device(server_round, sent) for device in devices]
+        n = np.array([r["metrics"]["num-examples"] for r in trained], float)
+        tau = np.array([r["metrics"]["num-steps"] for r in trained], float)
+        p = n / n.sum()
+        for name in model:
+            after = np.array([r["arrays"][name].numpy() for r in trained], float)
+            direction = np.tensordot(p / tau, sent[name] - after, axes=1)
+            model[name] = sent[name] - (p * tau).sum() * direction
+    return {name: array.astype(np.float32) for name, array in model.items()}
