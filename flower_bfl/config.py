@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from flower_bfl.errors import ConfigError
 
-LeaderRule = Literal["random"] | int
+LeaderRule = Literal["random", "reputation"] | int
 Mass = Literal["count", "data"]
 
 
@@ -66,13 +66,65 @@ def check_outages(outages: Sequence[Outage], adjacency: NDArray[np.bool_]) -> No
 
 
 @dataclass(frozen=True)
+class Mining:
+    """How a round's block is sealed: devices race with their hash rates, and the winner proves its work."""
+
+    hash_rates: float | Sequence[float] = 5e11  # Ψ_n in hashes a second, of all devices or by device index
+    work_hashes: float = 5e10  # ħ, hashes that a block takes
+    difficulty_bits: int = 12  # of the nonce that is really searched for and checked by the contract
+
+    def __post_init__(self) -> None:
+        rates = np.atleast_1d(np.asarray(self.hash_rates, dtype=np.float64))
+        if rates.ndim != 1 or not rates.size or not (np.isfinite(rates) & (rates > 0)).all():
+            raise ConfigError(f"`hash_rates` must be positive and finite, got {self.hash_rates}")
+        if not 0 < self.work_hashes < float("inf"):
+            raise ConfigError(f"`work_hashes` must be positive and finite, got {self.work_hashes}")
+        check_whole_number("difficulty_bits", self.difficulty_bits, 1, 32)
+
+    def rates_of(self, devices: Sequence[int]) -> NDArray[np.float64]:
+        """Ψ of some devices, shape (n,); raises ConfigError for a device that has none."""
+        rates = np.asarray(self.hash_rates, dtype=np.float64)
+        if rates.ndim == 0:
+            return np.full(len(devices), float(rates))
+        if max(devices) >= rates.size:
+            raise ConfigError(f"`hash_rates` must have one for device {max(devices)}, got {rates.size} rates")
+        return rates[list(devices)]
+
+
+@dataclass(frozen=True)
+class ContractRules:
+    """What the contract checks beyond roles and rounds; fixed when the chain is made."""
+
+    edge_servers: int = 0  # M; 0 where no leader rule and no votes are needed
+    leader: LeaderRule | Literal["any"] = "any"  # who may propose a round's model
+    difficulty_bits: int = 0  # leading zero bits of a BFL block's hash; 0: blocks need no miner
+    quarantine_rounds: int = 10  # for which a server is barred after the round in which it was voted out
+
+    def __post_init__(self) -> None:
+        check_whole_number("edge_servers", self.edge_servers, 0, 2**16 - 1)
+        check_whole_number("difficulty_bits", self.difficulty_bits, 0, 64)
+        check_whole_number("quarantine_rounds", self.quarantine_rounds, 0, 2**31 - 1)
+        if self.leader not in ("any", "random", "reputation", *range(self.edge_servers)):
+            raise ConfigError(
+                "`leader` must be 'any', 'random', 'reputation' or an edge server of "
+                f"{range(self.edge_servers)}, got {self.leader!r}"
+            )
+        if self.leader != "any" and not self.edge_servers:
+            raise ConfigError(f"`edge_servers` must be at least 1 for leader {self.leader!r}, got 0")
+        if self.leader == "reputation" and not self.difficulty_bits:
+            raise ConfigError("`difficulty_bits` must be positive for leader 'reputation', got 0")
+
+
+@dataclass(frozen=True)
 class Consensus:
     """How the edge servers agree."""
 
     edge_servers: int = 3  # M
     p2p_rounds: int = 5  # φ
     mass: Mass = "count"  # what x_m is divided by: 1/M (the paper's M·x_m) or the data share s_m
-    leader: LeaderRule = "random"  # drawn from the previous block's hash, or always the given edge server
+    leader: LeaderRule = (
+        "random"  # drawn from the last block's hash, the last miner's, or always the given one
+    )
     learning_rate: float = 1.0  # η of (6)(7)(12); it cancels, and scales what is recorded
 
     def __post_init__(self) -> None:
@@ -81,9 +133,9 @@ class Consensus:
         servers = range(self.edge_servers)
         if self.mass not in get_args(Mass):
             raise ConfigError(f"`mass` must be one of {get_args(Mass)}, got {self.mass!r}")
-        if self.leader != "random" and self.leader not in servers:
+        if self.leader not in ("random", "reputation", *servers):
             raise ConfigError(
-                f"`leader` must be 'random' or an edge server of {servers}, got {self.leader!r}"
+                f"`leader` must be 'random', 'reputation' or an edge server of {servers}, got {self.leader!r}"
             )
         if not 0 < self.learning_rate < float("inf"):
             raise ConfigError(f"`learning_rate` must be positive and finite, got {self.learning_rate}")

@@ -29,7 +29,28 @@ class RunFolderError(FlowerBFLError):
 
 
 class LedgerError(FlowerBFLError):
-    """The ledger cannot be reached, read or written."""
+    """The ledger cannot be reached, read or written.
+
+    Where something recorded is wrong, the attributes say what: number of the block, place of the transaction
+    in it, the account as text, what was expected and what was found. They are None or empty where not known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        block: int | None = None,
+        transaction: int | None = None,
+        account: str = "",
+        expected: str = "",
+        found: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.block = block
+        self.transaction = transaction
+        self.account = account
+        self.expected = expected
+        self.found = found
 
 
 class RejectedError(LedgerError):

@@ -2,8 +2,8 @@
 
 Each line of `rounds.jsonl` is a JSON object, one a round, of which this module reads "round", "evaluate"
 (central "accuracy" and "loss"), "train" (the devices' mean "train-loss"), "consensus_error",
-"consensus_bound", "transactions", "gas", "chain_seconds", "train_seconds", "leader" and "left_out". Any of
-them may be missing: a run without a ledger has no gas.
+"consensus_bound", "transactions", "gas", "chain_seconds", "train_seconds", "leader", "miner" and "left_out".
+Any of them may be missing: a run without a ledger has no gas.
 """
 
 import json
@@ -79,6 +79,9 @@ def summary(folder: Path) -> str:
     leaders = Counter(str(one["leader"]) for one in rounds if one.get("leader") is not None)
     if leaders:
         rows.append(("leaders", ", ".join(f"{leader}: {count}" for leader, count in sorted(leaders.items()))))
+    miners = Counter(str(one["miner"]) for one in rounds if one.get("miner"))
+    if miners:
+        rows.append(("miners", ", ".join(f"{miner}: {count}" for miner, count in miners.most_common())))
     left_out = [len(one["left_out"]) for one in rounds if one.get("left_out")]
     if left_out:
         rows.append(("left out", f"{sum(left_out)}, in {len(left_out)} of {trained} rounds"))

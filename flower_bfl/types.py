@@ -40,6 +40,10 @@ class RoundReport:
     consensus_error: float | None = None  # ‖x/s − Σa‖ of the leader
     consensus_bound: float | None = None  # λ^φ ‖a − s·Σa‖_F / s
     boost: float | None = None  # τ
+    miner: str = ""  # who sealed the block; empty where nobody mines
+    mining_seconds: float | None = None  # simulated time of the race
+    forks: int = 0  # blocks orphaned in the race
+    signed_devices: tuple[int, ...] = ()  # device indices that signed with a key of their own
     model_digest: str = ""  # SHA-256 of the model's canonical encoding
     head: str = ""  # hash of the round's BFL block; empty without a ledger
     ledger: LedgerCost = field(default_factory=LedgerCost)

@@ -52,7 +52,8 @@ def test_it_learns_and_says_so(run):
         assert words in output.lower()
     for line in lines[1:]:
         assert line["devices"] == 10 and line["left_out"] == []
-        assert line["transactions"] >= 10 + 3 * 6 + 1
+        assert line["transactions"] >= 10 + 3 * 6 + 2
+        assert line["miner"].startswith("device ") and line["head"].startswith("000")
         assert line["consensus_error"] <= line["consensus_bound"] * (1 + 1e-3) + 1e-6
 
 
@@ -67,6 +68,8 @@ def test_the_chain_in_the_folder_holds_every_update(run):
         Kind.GRADIENT: 10 * ROUNDS,
         Kind.CONSENSUS: 3 * 6 * ROUNDS,
         Kind.MODEL: 1 + ROUNDS,
+        Kind.VOTE: 0,
+        Kind.SEAL: ROUNDS,
     }
     last = [entry for entry in entries if entry.kind is Kind.MODEL][-1]
     assert (folder / "model.safetensors").read_bytes() == last.payload
@@ -93,6 +96,23 @@ def test_the_same_seed_gives_the_same_chain_bit_for_bit(run, tmp_path):
         chain.close()
 
 
+@pytest.mark.parametrize(("strategy", "signed"), [("fedadam", True), ("krum", False)])
+def test_flowers_own_strategies_on_the_ledger(tmp_path, strategy, signed):
+    """In a real run, with devices that sign with keys of their own or with derived ones."""
+    sign = str(signed).lower()
+    settings = f'strategy="{strategy}-on-ledger" sign-updates={sign} num-server-rounds={ROUNDS}'
+    quickstart(tmp_path / "run", settings)
+    lines = rounds_of(tmp_path / "run")
+    assert lines[-1]["evaluate"]["loss"] < lines[0]["evaluate"]["loss"]
+    ledger = EvmLedger(tmp_path / "run" / "chain")
+    recorded = list(ledger.recorded())
+    kinds = [each.entry.kind for each in recorded]
+    assert (kinds.count(Kind.GRADIENT), kinds.count(Kind.MODEL), kinds.count(Kind.SEAL)) == (30, 4, 3)
+    assert {bool(r.entry.signature) for r in recorded if r.entry.kind is Kind.GRADIENT} == {signed}
+    assert digest((tmp_path / "run" / "model.safetensors").read_bytes()).hex() == lines[-1]["model_digest"]
+    ledger.close()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "FashionMNIST").is_dir(), reason="no Fashion-MNIST in ../shared/data")
 def test_fashion_mnist_with_two_labels_a_device_learns(tmp_path):
@@ -100,5 +120,5 @@ def test_fashion_mnist_with_two_labels_a_device_learns(tmp_path):
     quickstart(tmp_path / "run", settings)
     assert rounds_of(tmp_path / "run")[-1]["evaluate"]["accuracy"] > 0.5
     ledger = EvmLedger(tmp_path / "run" / "chain")
-    assert sum(1 for _ in ledger.entries()) == 2 + 10 * (10 + 18 + 1)
+    assert sum(1 for _ in ledger.entries()) == 2 + 10 * (10 + 18 + 2)
     ledger.close()

@@ -1,7 +1,7 @@
 """Ledgers: where a run's gradients, consensus steps and models are written down so that they can be checked.
 
-`EvmLedger` is an EVM chain in this process; `MemoryLedger` has the same rules and proves nothing. Importing
-this package does not load py-evm: the ledger that needs it does.
+`EvmLedger` is an EVM chain in this process, `RpcLedger` uses a node's; `MemoryLedger` has the same rules and
+proves nothing. Importing this package loads neither py-evm nor web3.py: the ledgers that need them do.
 """
 
 from importlib import import_module
@@ -21,9 +21,15 @@ from flower_bfl.chain_adapter.memory import MemoryLedger as MemoryLedger
 from flower_bfl.chain_adapter.store import PayloadStore as PayloadStore
 
 if TYPE_CHECKING:
+    from flower_bfl.chain_adapter.keystore import KeyFolder as KeyFolder
     from flower_bfl.chain_adapter.pyevm import EvmLedger as EvmLedger
+    from flower_bfl.chain_adapter.rpc import RpcLedger as RpcLedger
 
-_LAZY = {"EvmLedger": "flower_bfl.chain_adapter.pyevm"}
+_LAZY = {
+    "EvmLedger": "flower_bfl.chain_adapter.pyevm",
+    "KeyFolder": "flower_bfl.chain_adapter.keystore",
+    "RpcLedger": "flower_bfl.chain_adapter.rpc",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -60,17 +60,42 @@ class Account:
             raise ConfigError(
                 f"`keys` must give 32 bytes between 1 and the curve's order for {sender}, got {error}"
             ) from error
-        return cls(_address(key.public_key), key)
+        return cls(address_of(key.public_key), key)
 
-    def sign(self, nonce: int, gas: int, to: bytes, data: bytes, value: int = 0) -> SignedTransaction:
-        """A signed transaction; `gas` is its limit, `value` is in wei."""
-        numbers = (CHAIN_ID, nonce, 0, MAX_FEE_WEI, gas)
+    def sign_hash(self, message: bytes) -> bytes:
+        """Signature of a hash, 65 bytes: r, s and parity."""
+        return self.key.sign_recoverable(message, hasher=None)
+
+    def sign(
+        self,
+        nonce: int,
+        gas: int,
+        to: bytes,
+        data: bytes,
+        value: int = 0,
+        *,
+        chain_id: int = CHAIN_ID,
+        fees_wei: tuple[int, int] = (0, MAX_FEE_WEI),
+    ) -> SignedTransaction:
+        """A signed EIP-1559 transaction; `gas` is its limit, `value` is in wei, `fees_wei` tip and cap."""
+        numbers = (chain_id, nonce, *fees_wei, gas)
         fields: list[Item] = [*map(number, numbers), to, number(value), data, []]
-        signature = self.key.sign_recoverable(keccak(_TYPE + encode(fields)), hasher=None)
+        signature = self.sign_hash(keccak(_TYPE + encode(fields)))
         r, s, parity = int.from_bytes(signature[:32]), int.from_bytes(signature[32:64]), signature[64]
         encoded = _TYPE + encode([*fields, *map(number, (parity, r, s))])
         inner = DynamicFeeTransaction(*numbers, Address(to), value, data, (), parity, r, s)
         return SignedTransaction(inner, encoded, self.address)
+
+
+def recover(message: bytes, signature: bytes) -> Address:
+    """Address (20 bytes) of who signed a hash; raises ValueError for what is no signature (r, s, parity)."""
+    if len(signature) != 65:
+        raise ValueError(f"a signature has 65 bytes, got {len(signature)}")
+    try:
+        key = coincurve.PublicKey.from_signature_and_message(signature, message, hasher=None)
+    except Exception as error:  # coincurve raises bare exceptions
+        raise ValueError(f"nobody can have made the signature 0x{signature.hex()}") from error
+    return address_of(key)
 
 
 def contract_of(creator: bytes, nonce: int = 0) -> bytes:
@@ -85,6 +110,8 @@ class ReadTransaction:
     sender: bytes
     to: bytes
     data: bytes
+    chain_id: int
+    nonce: int
 
 
 def read_transaction(encoded: bytes) -> ReadTransaction:
@@ -100,9 +127,9 @@ def read_transaction(encoded: bytes) -> ReadTransaction:
     parity, r, s = texts[9:]
     message = keccak(_TYPE + encode(fields[:9]))
     signature = r.rjust(32, b"\0") + s.rjust(32, b"\0") + (parity or b"\0")
-    key = coincurve.PublicKey.from_signature_and_message(signature, message, hasher=None)
-    return ReadTransaction(_address(key), texts[5], texts[7])
+    return ReadTransaction(recover(message, signature), texts[5], texts[7], *map(int.from_bytes, texts[:2]))
 
 
-def _address(key: coincurve.PublicKey) -> Address:
+def address_of(key: coincurve.PublicKey) -> Address:
+    """Address (20 bytes) of a key."""
     return Address(keccak(key.format(compressed=False)[1:])[12:])

@@ -2,9 +2,12 @@
 
 py-evm's own `mine_all` checks again what was just made and encodes each transaction several times. The steps
 here are its steps with those repetitions left out; the blocks are the same, and py-evm imports them as valid.
+
+Every block is sealed by the operator, in the form of the Clique networks (EIP-225): the header's extra data
+are 32 bytes of text and the signature, 65 bytes, of the header's hash without that signature.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +15,7 @@ from typing import ClassVar
 
 from eth.abc import (
     BlockHeaderAPI,
+    ComputationAPI,
     MessageAPI,
     SignedTransactionAPI,
     StateAPI,
@@ -21,7 +25,7 @@ from eth.chains.base import Chain
 from eth.constants import POST_MERGE_NONCE
 from eth.db.atomic import AtomicDB
 from eth.db.schema import SchemaV1
-from eth.exceptions import CanonicalHeadNotFound, HeaderNotFound, Revert
+from eth.exceptions import CanonicalHeadNotFound, HeaderNotFound, Revert, TransactionNotFound
 from eth.typing import AccountState, HeaderParams
 from eth.vm.code_stream import CodeStream
 from eth.vm.forks.london.headers import calculate_expected_base_fee_per_gas
@@ -37,15 +41,18 @@ from eth_utils.exceptions import ValidationError
 from eth_utils.logging import get_extended_debug_logger
 from trie.exceptions import MissingTrieNode
 
-from flower_bfl.chain_adapter._accounts import CHAIN_ID, SignedTransaction
-from flower_bfl.chain_adapter._rlp import Item, RLPError, encode, number
+from flower_bfl.chain_adapter._accounts import CHAIN_ID, SignedTransaction, recover
+from flower_bfl.chain_adapter._rlp import Item, RLPError, decode, encode, number
 from flower_bfl.chain_adapter._rules import EPOCH_S
 from flower_bfl.chain_adapter._sqlite import ChainDatabase
-from flower_bfl.chain_adapter._trie import read_values, root_and_nodes
+from flower_bfl.chain_adapter._trie import read_value, read_values, root_and_nodes
 from flower_bfl.errors import LedgerError
 
 GUARD = bytes(SchemaV1.make_canonical_head_hash_lookup_key())
 """Key of the last block's hash."""
+
+EXTRA_DATA_BYTES = 97
+_TEXT = b"flower-bfl".ljust(32, b"\0")
 
 _BLOCK_GAS = 1 << 50  # no phase comes near it, so the base fee never rises
 _BASE_FEE_WEI = 7  # and cannot fall: an eighth of less than 8 wei is none
@@ -86,6 +93,7 @@ class _State(PragueState):
 
 class _VM(PragueVM):
     _state_class = _State
+    extra_data_max_bytes = EXTRA_DATA_BYTES
 
 
 class _FlowerChain(Chain):
@@ -103,25 +111,36 @@ class RevertedError(Exception):
 
 _TROUBLES = (
     CanonicalHeadNotFound, HeaderNotFound, EVMMissingData, MissingTrieNode, ValidationError, RLPError,
+    ValueError,
 )  # fmt: skip
 
 
 @contextmanager
-def _ledger_error(what: str) -> Iterator[None]:
-    """Turn what py-evm raises for a damaged chain, or a transaction it does not take, into a LedgerError."""
+def _ledger_error(what: str, block: int | None = None) -> Iterator[None]:
+    """Turn what py-evm raises for a damaged chain, or a transaction it does not take, into a LedgerError.
+
+    With a block's number, errors that name none get it.
+    """
     try:
         yield
     except _TROUBLES as error:
-        raise LedgerError(f"{what}: {error!r}") from error
+        raise LedgerError(f"{what}: {error!r}", block=block) from error
+    except LedgerError as error:
+        if error.block is None:
+            error.block = block
+        raise
 
 
 @dataclass(frozen=True)
 class Block:
-    """A recorded block: number, hash and its encoded transactions."""
+    """A recorded block."""
 
     number: int
     hash: bytes
+    sealer: bytes  # address of who signed its header, 20 bytes; none signed the genesis block
     transactions: list[bytes]
+    timestamp_s: int
+    gas: int
 
 
 class EvmChain:
@@ -146,7 +165,7 @@ class EvmChain:
             "gas_limit": _BLOCK_GAS,
             "timestamp": EPOCH_S,
             "base_fee_per_gas": _BASE_FEE_WEI,
-            "extra_data": b"flower-bfl",
+            "extra_data": _TEXT,
         }
         _FlowerChain.from_genesis(AtomicDB(self._database), genesis, state)
 
@@ -175,19 +194,50 @@ class EvmChain:
         )
         return BlockBuilder(self._database, self._chain, header)
 
+    def header(self, number: int) -> BlockHeaderAPI:
+        """Header of a block; raises LedgerError if it is missing."""
+        with _ledger_error(f"block {number} of the chain cannot be read", number):
+            return self._chain.chaindb.get_canonical_block_header_by_number(BlockNumber(number))
+
+    def number_of(self, block_hash: bytes) -> int | None:
+        """Number of the block with this hash; None if there is no such one."""
+        try:
+            return self._chain.chaindb.get_block_header_by_hash(Hash32(block_hash)).block_number
+        except HeaderNotFound:
+            return None
+
     def block(self, number: int, parent: bytes | None = None) -> Block:
         """A block; `parent`, if given, must be the hash of the block before.
 
         Raises LedgerError, with the block's number, if it is not, or if the block is missing.
         """
-        with _ledger_error(f"block {number} of the chain cannot be read"):
-            header = self._chain.chaindb.get_canonical_block_header_by_number(BlockNumber(number))
+        header = self.header(number)
+        with _ledger_error(f"block {number} of the chain cannot be read", number):
             transactions = read_values(self._database, header.transaction_root)
         if parent is not None and header.parent_hash != parent:
             raise LedgerError(
-                f"block {number} must follow {parent.hex()}, but names {header.parent_hash.hex()}"
+                f"block {number} must follow {parent.hex()}, but names {header.parent_hash.hex()}",
+                block=number,
+                expected=f"parent {parent.hex()}",
+                found=header.parent_hash.hex(),
             )
-        return Block(number, header.hash, transactions)
+        return Block(number, header.hash, _sealer(header), transactions, header.timestamp, header.gas_used)
+
+    def receipt(self, number: int, position: int) -> list[Item]:
+        """Receipt of a block's transaction: status, the block's gas up to it, bloom filter, logs."""
+        root = self.header(number).receipt_root
+        with _ledger_error(f"block {number}, receipt {position} cannot be read"):
+            encoded = read_value(self._database, root, position)
+        receipt = decode(encoded[1:])
+        assert isinstance(receipt, list)
+        return receipt
+
+    def find(self, transaction_hash: bytes) -> tuple[int, int] | None:
+        """Block and place in it of a transaction; None if there is no such one."""
+        try:
+            return self._chain.chaindb.get_transaction_index(Hash32(transaction_hash))
+        except TransactionNotFound:
+            return None
 
 
 class BlockBuilder:
@@ -217,13 +267,22 @@ class BlockBuilder:
 
     def view(self, contract: bytes, data: bytes) -> bytes:
         """What a view of a contract answers."""
-        nobody = Address(bytes(20))
-        with _ledger_error("the contract cannot be read"):
-            code = self._vm.state.get_code(Address(contract))
-            answer = self._vm.execute_bytecode(nobody, 0, _VIEW_GAS, Address(contract), nobody, 0, data, code)
+        answer = self.call(contract, data)
         if answer.is_error:
             raise LedgerError(f"the contract does not answer a view: {answer.error!r}")
         return answer.output
+
+    def call(self, contract: bytes, data: bytes, sender: bytes = bytes(20)) -> ComputationAPI:
+        """What becomes of a call that nobody records."""
+        to, by = Address(contract), Address(sender)
+        with _ledger_error("the contract cannot be read"):
+            code = self._vm.state.get_code(to)
+            return self._vm.execute_bytecode(by, 0, _VIEW_GAS, to, by, 0, data, code)
+
+    @property
+    def state(self) -> StateAPI:
+        """Balances, nonces, code and storage."""
+        return self._vm.state
 
     def apply(self, transaction: SignedTransaction) -> None:
         """Execute the next transaction; raises RevertedError, after which this block is of no use."""
@@ -246,8 +305,11 @@ class BlockBuilder:
         self._transactions.append(transaction)
         self._receipts.append(_encode_receipt(self.gas, bloom, logs))
 
-    def seal(self) -> BlockHeaderAPI:
-        """Hand the block with all state to the database, which has yet to commit it."""
+    def seal(self, sign: Callable[[bytes], bytes]) -> BlockHeaderAPI:
+        """Hand the block with all state to the database, which has yet to commit it.
+
+        `sign` gives the 65-byte signature of a hash.
+        """
         transaction_root, transactions = root_and_nodes([each.encode() for each in self._transactions])
         receipt_root, receipts = root_and_nodes(self._receipts)
         self._database.update(transactions | receipts)
@@ -259,9 +321,29 @@ class BlockBuilder:
                 receipt_root=Hash32(receipt_root),
                 bloom=self._bloom,
                 gas_used=self.gas,
+                extra_data=_TEXT,
             )
+            header = header.copy(extra_data=_TEXT + sign(header.hash))
             self._chaindb.persist_block(PragueBlock(header, self._transactions))
         return header
+
+
+def _sealer(header: BlockHeaderAPI) -> bytes:
+    """Address of who sealed a block, 20 bytes; raises LedgerError if nobody can have."""
+    if header.block_number == 0:
+        return bytes(20)
+    text, signature = header.extra_data[:32], header.extra_data[32:]
+    try:
+        if text != _TEXT:
+            raise ValueError(f"extra data starts with {text!r}")
+        return recover(header.copy(extra_data=text).hash, signature)
+    except ValueError as error:
+        raise LedgerError(
+            f"block {header.block_number} is not sealed: {error}",
+            block=header.block_number,
+            expected="the operator's signature in the extra data",
+            found=header.extra_data.hex(),
+        ) from error
 
 
 @lru_cache(4096)  # the same few addresses, events and rounds over and over

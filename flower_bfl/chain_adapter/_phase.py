@@ -1,26 +1,27 @@
-"""Entries into a block's transactions, and a block's transactions back into entries."""
+"""Entries into a block's transactions."""
 
 from collections.abc import Callable, Iterable
 from itertools import groupby
 
 from flower_bfl.chain_adapter import _contract
-from flower_bfl.chain_adapter._accounts import Account, ReadTransaction, read_transaction
-from flower_bfl.chain_adapter._chain import Block, BlockBuilder, RevertedError
-from flower_bfl.chain_adapter._contract import PIECE_BYTES, Call
+from flower_bfl.chain_adapter._accounts import CHAIN_ID, Account
+from flower_bfl.chain_adapter._chain import BlockBuilder, RevertedError
+from flower_bfl.chain_adapter._contract import PIECE_BYTES
 from flower_bfl.chain_adapter._rules import refused
-from flower_bfl.chain_adapter.base import Entry, Kind, Role, Sender, bfl_block_hash, digest
-from flower_bfl.chain_adapter.store import PayloadStore
-from flower_bfl.errors import LedgerError, PayloadError, RejectedError
+from flower_bfl.chain_adapter.base import Entry, Role, Sender, digest
+from flower_bfl.chain_adapter.signing import signer
+from flower_bfl.chain_adapter.store import Payloads
+from flower_bfl.errors import RejectedError
 
+OPERATOR = Sender(Role.OPERATOR)
 _SHARE_WEI = 10**24  # more than an account can spend
-_EMPTY = digest(b"")
 
 
 def gas_limit(data: bytes, accounts: int = 0) -> int:
     """Gas for a call with this calldata that registers so many accounts: ample, for the rest is not paid.
 
     EIP-7623 asks for 40 gas a byte of calldata at most; 50 covers hashing it and the memory for it as well.
-    The largest call without its calldata, `publish`, takes about 140,000 gas, a new account 85,000.
+    The largest call without its calldata, `propose`, takes about 170,000 gas, a new account 85,000.
     """
     return 300_000 + 50 * len(data) + 150_000 * accounts
 
@@ -37,10 +38,11 @@ class PhaseWriter:
         block: BlockBuilder,
         contract: bytes,
         account: Callable[[Sender], Account],
-        store: PayloadStore,
+        store: Payloads,
         inline_bytes: int,
         pieces: bool,
     ) -> None:
+        self._domain = (CHAIN_ID, contract)
         self._block = block
         self._contract = contract
         self._account = account
@@ -54,16 +56,21 @@ class PhaseWriter:
         """Drop the payloads that this phase brought into the store."""
         self._store.discard(self._new)
 
-    def register(self, senders: Iterable[Sender]) -> None:
+    def knows(self, entry: Entry) -> bool:
+        """Whether the contract has the entry's signer as its sender."""
+        sender = entry.sender
+        holder = self._block.view(self._contract, _contract.view("holderOf", sender.role, sender.index))
+        return holder[12:] == self._address(entry)
+
+    def register(self, entries: Iterable[Entry]) -> None:
         """Register senders that the contract does not know, in the operator's name; raises RejectedError."""
-        addresses = {sender: self._account(sender).address for sender in sorted(senders)}
-        unknown = [sender for sender, address in addresses.items() if not self._is_registered(address)]
-        for role, members in groupby(unknown, lambda sender: sender.role):
+        addresses = {entry.sender: self._address(entry) for entry in entries if not self.knows(entry)}
+        for role, members in groupby(sorted(addresses), lambda sender: sender.role):
             group = list(members)
             data = _contract.register({sender: addresses[sender] for sender in group})
             gas = gas_limit(data, len(group))
             try:
-                self._send(Sender(Role.OPERATOR), data, gas, _SHARE_WEI * len(group))
+                self._send(OPERATOR, data, gas, _SHARE_WEI * len(group))
             except RevertedError as error:
                 indices = ", ".join(str(sender.index) for sender in group)
                 reason = _contract.read_error(error.output)
@@ -72,18 +79,24 @@ class PhaseWriter:
                 ) from error
 
     def submit(self, entry: Entry) -> None:
-        """Write one entry that is not a model; raises RejectedError."""
+        """Write one entry that is neither a model nor a seal; raises RejectedError."""
+        if entry.signature and not self.knows(entry):
+            raise refused("BadSignature", entry)  # the contract would take it for the signer's
         self._write(entry, lambda name, inline: _contract.submit(entry, name, inline))
 
-    def publish(self, entry: Entry, timestamp_s: int) -> None:
-        """Write a model, whose BFL block gets the timestamp; raises RejectedError."""
-        self._write(entry, lambda name, inline: _contract.publish(entry, name, inline, timestamp_s))
+    def propose(self, entry: Entry, parent: bytes, timestamp_s: int) -> None:
+        """Write a model, to follow the BFL block `parent`; raises RejectedError."""
+        self._write(entry, lambda name, inline: _contract.propose(entry, name, inline, parent, timestamp_s))
+
+    def seal(self, entry: Entry, nonce: int) -> None:
+        """Write a seal; raises RejectedError."""
+        self._write(entry, lambda _name, _inline: _contract.seal(entry, nonce))
 
     def _write(self, entry: Entry, calldata: Callable[[bytes, bytes], bytes]) -> None:
         name = digest(entry.payload)
         try:
             data = calldata(name, self._place(entry, name))
-            self._send(entry.sender, data, gas_limit(data))
+            self._send(_payer(entry), data, gas_limit(data))
         except RevertedError as error:
             raise refused(_contract.read_error(error.output), entry) from error
 
@@ -100,17 +113,24 @@ class PhaseWriter:
             self.stored_bytes += len(payload)
             return b""
         starts = range(0, len(payload), PIECE_BYTES)
-        address = self._account(entry.sender).address
+        address = self._account(_payer(entry)).address
         last = self._block.view(self._contract, _contract.view("pieces", address, name, len(starts) - 1))
         if not any(last):  # else this sender has sent the same payload before
             for index, start in enumerate(starts):
                 data = _contract.piece(name, index, payload[start : start + PIECE_BYTES])
-                self._send(entry.sender, data, gas_limit(data))
+                self._send(_payer(entry), data, gas_limit(data))
             self.calldata_bytes += len(payload)
         return b""
 
-    def _is_registered(self, address: bytes) -> bool:
-        return any(self._block.view(self._contract, _contract.view("accounts", address))[:32])
+    def _address(self, entry: Entry) -> bytes:
+        """Address of the sender: the signer's, if somebody else relays the entry."""
+        if not entry.signature:
+            return self._account(entry.sender).address
+        name = digest(entry.payload)
+        try:
+            return signer(entry.signature, self._domain, entry.kind, entry.round, entry.step, name)
+        except ValueError as error:
+            raise refused(f"BadSignature: {error}", entry) from error
 
     def _send(self, sender: Sender, data: bytes, gas: int, value_wei: int = 0) -> None:
         account = self._account(sender)
@@ -118,72 +138,6 @@ class PhaseWriter:
         self._block.apply(account.sign(nonce, gas, self._contract, data, value_wei))
 
 
-class EntryReader:
-    """Reads entries from blocks 1, 2, ... in turn; `block` fetches one that came before, by its number.
-
-    `head` is the last BFL block's hash, computed from what was read so far.
-    """
-
-    def __init__(self, contract: bytes, store: PayloadStore, block: Callable[[int], Block]) -> None:
-        self._contract = contract
-        self._store = store
-        self._block = block
-        self._senders: dict[bytes, Sender] = {}
-        self.head = bytes(32)
-        self._pieces: dict[
-            tuple[bytes, bytes], list[tuple[int, int]]
-        ] = {}  # block and place in it of each piece
-
-    def read(self, block: Block) -> list[Entry]:
-        """The entries of the next block; raises LedgerError or PayloadError with block and transaction."""
-        entries: list[Entry] = []
-        for position, encoded in enumerate(block.transactions):
-            where = f"block {block.number}, transaction {position}"
-            try:
-                transaction = read_transaction(encoded)
-                if not self._senders:  # block 1: the operator makes the contract
-                    self._senders[transaction.sender] = Sender(Role.OPERATOR)
-                self._senders.update(_contract.read_register(transaction.data))
-                call = _contract.read_call(transaction.data) if transaction.to == self._contract else None
-                if call is None:
-                    continue
-                sender = self._senders[transaction.sender]
-            except (ValueError, KeyError) as error:
-                raise LedgerError(f"{where}: not a transaction of this ledger: {error}") from error
-            if call.kind is None:
-                places = self._pieces.setdefault((transaction.sender, call.digest), [])
-                places.append((block.number, position))
-            else:
-                payload = self._payload(transaction, call, block, where)
-                entries.append(Entry(call.kind, call.round, sender, payload, call.step))
-                if call.kind is Kind.MODEL:
-                    self.head = bfl_block_hash(self.head, call.timestamp_s, call.nonce, call.digest)
-        return entries
-
-    def _payload(self, transaction: ReadTransaction, call: Call, block: Block, where: str) -> bytes:
-        places = self._pieces.get((transaction.sender, call.digest))
-        if call.payload:
-            payload, source = call.payload, "in calldata"
-        elif call.digest == _EMPTY:
-            payload, source = b"", "empty"
-        elif places:
-            payload, source = (
-                b"".join(self._piece(*place, block) for place in places),
-                f"in {len(places)} pieces",
-            )
-        else:
-            try:
-                return self._store.read(call.digest)
-            except PayloadError as error:
-                raise PayloadError(f"{where}: {error}") from error
-        if (found := digest(payload)) != call.digest:
-            raise PayloadError(
-                f"{where}: payload {source} must have digest {call.digest.hex()}, found {found.hex()}"
-            )
-        return payload
-
-    def _piece(self, number: int, position: int, block: Block) -> bytes:
-        holder = block if number == block.number else self._block(number)
-        call = _contract.read_call(read_transaction(holder.transactions[position]).data)
-        assert call is not None  # it was one when its place was noted
-        return call.payload
+def _payer(entry: Entry) -> Sender:
+    """Who sends the transaction: the operator relays what somebody signed elsewhere."""
+    return OPERATOR if entry.signature else entry.sender

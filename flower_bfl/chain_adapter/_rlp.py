@@ -17,7 +17,7 @@ def decode(encoded: bytes) -> Item:
     """What `encode` was given; raises ValueError if it cannot have made these bytes."""
     try:
         item: Item = rlp.decode(encoded)
-    except RLPError as error:
+    except (RLPError, RecursionError) as error:
         raise ValueError(f"not RLP: {error}") from error
     return item
 

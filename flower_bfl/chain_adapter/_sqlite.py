@@ -1,6 +1,7 @@
 """The chain's keys and values: in memory, and in one SQLite file if there is one."""
 
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from eth.db.backends.base import BaseDB
@@ -11,6 +12,11 @@ from flower_bfl.errors import LedgerError
 _HASH_BYTES = 32  # keys of this length, and no others, are the hash of their value
 _CACHED_VALUES = 100_000  # some 50 MB; most of it is old state
 _CACHED_BYTES = 1024  # trie nodes are smaller; what is larger is a transaction's and hardly read again
+
+# Not WITHOUT ROWID: with values of this size that takes five times as long.
+_TABLE = "CREATE TABLE chain (key BLOB PRIMARY KEY, value BLOB NOT NULL)"
+_TROUBLES = (sqlite3.Error, UnicodeDecodeError)  # the second for what a damaged file gives as text
+_SCHEMA = [("table", "chain", "chain", _TABLE), ("index", "sqlite_autoindex_chain_1", "chain", None)]
 
 
 class ChainDatabase(BaseDB):
@@ -28,17 +34,19 @@ class ChainDatabase(BaseDB):
         the SQLite file, made if missing (its folder too); None keeps all in memory.
     guard
         key whose value changes with every commit: if it changed in the file, another process wrote there.
+    read_only
+        change nothing in the file, and read it as it is now, whatever another process adds meanwhile.
     """
 
-    def __init__(self, path: Path | None, guard: bytes) -> None:
+    def __init__(self, path: Path | None, guard: bytes, *, read_only: bool = False) -> None:
         self._path = path
         self._guard = guard
         self._committed: dict[bytes, bytes] = {}
         self._pending: dict[bytes, bytes | None] = {}
         self._connection: sqlite3.Connection | None = None
         if path is not None:
-            self._connection = _connect(path)
-            self._seen = self._fetch(guard)
+            self._connection = _connect_to_read(path) if read_only else _connect(path)
+            self._seen = None if read_only else self._fetch(guard)
 
     def __getitem__(self, key: bytes) -> bytes:
         if key in self._pending:
@@ -48,6 +56,8 @@ class ChainDatabase(BaseDB):
             if value is None and self._connection is not None:
                 value = self._fetch(key)
                 if value is not None and len(value) <= _CACHED_BYTES:
+                    if len(self._committed) > _CACHED_VALUES:
+                        self._committed = {}
                     self._committed[key] = value
         if value is None:
             raise KeyError(key)
@@ -84,6 +94,37 @@ class ChainDatabase(BaseDB):
         """Forget the changes since the last commit."""
         self._pending = {}
 
+    def check(self) -> int:
+        """Check the whole file: SQLite's structure, the table, and each value that is kept under its hash.
+
+        Returns the number of rows under other keys; raises LedgerError for what is wrong.
+        """
+        assert self._connection is not None, "what is in memory cannot be damaged"
+        others = 0
+        try:
+            schema = self._connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master")
+            if (found := schema.fetchall()) != _SCHEMA:
+                raise self._damaged("must hold one table and its index", str(_SCHEMA), str(found))
+            for (verdict,) in self._connection.execute("PRAGMA integrity_check(1)"):
+                if verdict != "ok":
+                    raise self._damaged("must pass SQLite's integrity check", "ok", verdict)
+            for key, value in self._connection.execute("SELECT key, value FROM chain NOT INDEXED"):
+                if type(key) is not bytes or type(value) is not bytes:
+                    raise self._damaged("must hold bytes only", "bytes", f"{key!r}: {value!r}")
+                if len(key) != _HASH_BYTES:
+                    others += 1
+                elif (name := keccak(value)) != key:
+                    raise self._damaged("must keep each value under its hash", key.hex(), name.hex())
+        except _TROUBLES as error:
+            raise self._damaged("must be readable by SQLite", "a database", str(error)) from error
+        return others
+
+    def other_keys(self) -> Iterator[bytes]:
+        """The keys of the rows that are not kept under their hash."""
+        assert self._connection is not None
+        rows = self._connection.execute("SELECT key FROM chain WHERE length(key) != ?", (_HASH_BYTES,))
+        return (key for (key,) in rows)
+
     def close(self) -> None:
         """Close the file; in memory there is nothing to close."""
         if self._connection is not None:
@@ -95,16 +136,20 @@ class ChainDatabase(BaseDB):
         assert self._connection is not None
         try:
             row = self._connection.execute("SELECT value FROM chain WHERE key = ?", (key,)).fetchone()
-        except sqlite3.Error as error:
+        except _TROUBLES as error:
             raise LedgerError(f"chain file {self._path} cannot be read: {error}") from error
         if row is None:
             return None
         value: bytes = row[0]
-        if len(key) == _HASH_BYTES and keccak(value) != key:
+        if not isinstance(value, bytes) or (len(key) == _HASH_BYTES and keccak(value) != key):
             raise LedgerError(
                 f"chain file {self._path} is damaged: {key.hex()} is not the hash of what is there"
             )
         return value
+
+    def _damaged(self, rule: str, expected: str, found: str) -> LedgerError:
+        message = f"chain file {self._path} {rule}, expected {expected}, found {found}"
+        return LedgerError(message, expected=expected, found=found)
 
     def _write(self, connection: sqlite3.Connection) -> None:
         changed = [(key, value) for key, value in self._pending.items() if value is not None]
@@ -118,7 +163,7 @@ class ChainDatabase(BaseDB):
                     )
                 connection.executemany("INSERT OR REPLACE INTO chain VALUES (?, ?)", changed)
                 connection.executemany("DELETE FROM chain WHERE key = ?", deleted)
-        except sqlite3.Error as error:
+        except _TROUBLES as error:
             raise LedgerError(f"chain file {self._path} cannot be written: {error}") from error
         self._seen = self._pending.get(self._guard, self._seen)
 
@@ -130,11 +175,27 @@ def _connect(path: Path) -> sqlite3.Connection:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
-            # Not WITHOUT ROWID: with values of this size that takes five times as long.
-            connection.execute("CREATE TABLE IF NOT EXISTS chain (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
+            connection.execute(_TABLE.replace("TABLE", "TABLE IF NOT EXISTS"))
         except BaseException:
             connection.close()
             raise
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, *_TROUBLES) as error:
+        raise LedgerError(f"chain file {path} cannot be opened: {error}") from error
+    return connection
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    # Without a WAL nobody has the file open to write, and SQLite need not put one beside it.
+    mode = "mode=ro" if path.with_name(path.name + "-wal").exists() else "mode=ro&immutable=1"
+    try:
+        uri = f"{path.absolute().as_uri()}?{mode}"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("BEGIN")
+        except BaseException:
+            connection.close()
+            raise
+    except _TROUBLES as error:
         raise LedgerError(f"chain file {path} cannot be opened: {error}") from error
     return connection

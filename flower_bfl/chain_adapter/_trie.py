@@ -1,11 +1,15 @@
 """Merkle Patricia tries of a block's transactions and receipts, built in one go from the whole list."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from eth_hash.auto import keccak
+from trie.constants import BLANK_NODE_HASH
 from trie.hexary import HexaryTrie
 
-from flower_bfl.chain_adapter._rlp import Item, encode, number
+from flower_bfl.chain_adapter._rlp import Item, decode, encode, number
+from flower_bfl.errors import LedgerError
+
+_LONGEST_PATH = 18  # nibbles of a position, an RLP number of eight bytes at most
 
 _Items = list[tuple[bytes, bytes]]  # nibbles (a byte each) and value
 
@@ -24,12 +28,24 @@ def root_and_nodes(values: Sequence[bytes]) -> tuple[bytes, dict[bytes, bytes]]:
 
 
 def read_values(database: Mapping[bytes, bytes], root: bytes) -> list[bytes]:
-    """The values under positions 0, 1, ... of a stored trie; raises MissingTrieNode if a node is missing."""
-    trie = HexaryTrie(database, root)
-    values: list[bytes] = []
-    while value := trie[encode(number(len(values)))]:
-        values.append(value)
+    """The values under positions 0, 1, ... of a stored trie; raises LedgerError if it holds anything else.
+
+    Walking it reads each node once; looking the positions up reads the upper ones again for each.
+    """
+    found = {} if root == BLANK_NODE_HASH else dict(_leaves(database, root, b""))
+    values = [found.pop(_nibbles(encode(number(position))), b"") for position in range(len(found))]
+    if not all(values):
+        raise LedgerError(
+            f"the trie 0x{root.hex()} must hold values at 0, 1, 2, ... only",
+            expected=f"positions 0 to {len(values) - 1}",
+            found=f"{len(found)} other ones",
+        )
     return values
+
+
+def read_value(database: Mapping[bytes, bytes], root: bytes, position: int) -> bytes:
+    """The value under one position, empty if there is none; raises MissingTrieNode if a node is missing."""
+    return bytes(HexaryTrie(database, root)[encode(number(position))])
 
 
 def _node(items: _Items, depth: int, nodes: dict[bytes, bytes]) -> Item:
@@ -60,6 +76,34 @@ def _reference(items: _Items, depth: int, nodes: dict[bytes, bytes]) -> Item:
     name = keccak(encoded)
     nodes[name] = encoded
     return name
+
+
+def _leaves(database: Mapping[bytes, bytes], node: Item, path: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Path in nibbles and value of everything below a node, which is given as its hash or in full."""
+    if isinstance(node, bytes):
+        name = node
+        try:
+            node = decode(database[name])
+        except (KeyError, ValueError) as error:
+            raise LedgerError(f"the trie's node 0x{name.hex()} is missing or none: {error}") from error
+    if len(path) <= _LONGEST_PATH and isinstance(node, list):
+        match node:
+            case [bytes(compact), below] if compact:
+                own = _nibbles(compact)[2 - (compact[0] >> 4 & 1) :]
+                if compact[0] >> 5 == 0 and own:
+                    yield from _leaves(database, below, path + own)
+                    return
+                if compact[0] >> 5 == 1 and isinstance(below, bytes):
+                    yield path + own, below
+                    return
+            case [*children, bytes(value)] if len(children) == 16:
+                for nibble, child in enumerate(children):
+                    if child:
+                        yield from _leaves(database, child, path + bytes([nibble]))
+                if value:
+                    yield path, value
+                return
+    raise LedgerError(f"the trie's node at {path.hex()} is none of a list's")
 
 
 def _nibbles(key: bytes) -> bytes:

@@ -2,10 +2,10 @@
 
 An entry is one signed transaction: a device's gradient, an edge server's state after a consensus step, a
 leader's global model. A phase is a list of entries recorded together, in one block of the chain. The
-global models form a chain of their own, the BFL blocks of the paper's Fig. 2.
+global models form a chain of their own, the BFL blocks of the paper's Fig. 2, each sealed by its miner.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha256
@@ -14,6 +14,7 @@ from typing import Protocol
 from flower_bfl.chain_adapter.encoding import decode as decode
 from flower_bfl.chain_adapter.encoding import digest as digest
 from flower_bfl.chain_adapter.encoding import encode as encode
+from flower_bfl.config import ContractRules
 
 
 class Role(IntEnum):
@@ -32,6 +33,8 @@ class Kind(IntEnum):
     GRADIENT = 2  # device (or edge server with offloaded data): cumulative gradient, eqs. (6)(7)
     CONSENSUS = 3  # edge server: x_m^(l) of eq. (9), l = 0 is its partial aggregate (8)
     MODEL = 4  # leader: the global model (12); round 0 is the initial model, from the operator
+    VOTE = 5  # edge server: another one is to be quarantined, with the evidence
+    SEAL = 6  # device or edge server: the proof of work that makes the model a BFL block; no payload
 
 
 @dataclass(frozen=True, order=True)
@@ -49,13 +52,18 @@ class Sender:
 
 @dataclass(frozen=True)
 class Entry:
-    """One transaction to be recorded."""
+    """One transaction to be recorded.
+
+    `step` is l of a consensus entry, the number of servers passed over of a model (0: the leader rule's first
+    choice proposes), the accused server of a vote, and the miner's edge server of a seal.
+    """
 
     kind: Kind
     round: int  # k; 0 is before the first round
     sender: Sender
     payload: bytes  # canonical encoding, see `encode`
-    step: int = 0  # l, of consensus entries
+    step: int = 0
+    signature: bytes = b""  # of a sender whose key the ledger does not have, see `signing`; 65 bytes
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,15 @@ class Ledger(Protocol):
     def head(self) -> bytes:
         """Hash of the last BFL block, 32 bytes; zeros before the first."""
 
-    def open(self, keys: Keys) -> None:
-        """Get ready to record, signing with `keys`; registers accounts when they first appear."""
+    @property
+    def domain(self) -> tuple[int, bytes]:
+        """Chain id and contract address (20 bytes), to which a relayed entry's signature is bound."""
+
+    def open(self, keys: Keys, rules: ContractRules | None = None) -> None:
+        """Get ready to record, signing with `keys`; registers accounts when they first appear.
+
+        A new chain gets the rules, by default none beyond roles and rounds; one that is there keeps its own.
+        """
 
     def record(self, entries: Iterable[Entry]) -> Receipt:
         """Record one phase, in order, and return when its block is part of the chain.
@@ -101,12 +116,17 @@ class Ledger(Protocol):
         """Flush and release files; a closed ledger can be opened again."""
 
 
-def bfl_block_hash(previous: bytes, timestamp_s: int, nonce: int, data_hash: bytes) -> bytes:
-    """Hash of a BFL block (Fig. 2): SHA-256 over previous hash, timestamp, nonce and data hash.
+def bfl_block_hash(
+    previous: bytes, timestamp_s: int, miner: Sender | None, nonce: int, data_hash: bytes
+) -> bytes:
+    """Hash of a BFL block (Fig. 2): SHA-256 over previous hash, timestamp, miner, nonce and data hash.
 
-    Timestamp (seconds since 1970) and nonce are 8 bytes each, big-endian.
+    Timestamp (seconds since 1970), miner and nonce are 8 bytes each, big-endian; the miner is its role times
+    2**32 plus its index, or 0 if nobody mined the block.
     """
-    return sha256(previous + timestamp_s.to_bytes(8) + nonce.to_bytes(8) + data_hash).digest()
+    number = 0 if miner is None else miner.role << 32 | miner.index
+    numbers = b"".join(value.to_bytes(8) for value in (timestamp_s, number, nonce))
+    return sha256(previous + numbers + data_hash).digest()
 
 
 def simulated_keys(seed: int) -> Keys:
@@ -118,11 +138,10 @@ def simulated_keys(seed: int) -> Keys:
     return private_key
 
 
-def draw_leader(head: bytes, server_round: int, candidates: Sequence[int]) -> int:
+def draw_leader(head: bytes, server_round: int, servers: int) -> int:
     """The leader of a round, drawn from the previous BFL block's hash, so that anyone can check the draw.
 
     SHA-256 over `head` and the round (8 bytes, big-endian), as a big-endian number modulo the number of
-    candidates, is the position in `candidates`.
+    servers. If it cannot lead, the server with the next index does, and so on.
     """
-    drawn = int.from_bytes(sha256(head + server_round.to_bytes(8)).digest())
-    return candidates[drawn % len(candidates)]
+    return int.from_bytes(sha256(head + server_round.to_bytes(8)).digest()) % servers

@@ -63,28 +63,39 @@ def decode(payload: bytes) -> tuple[dict[str, NDArray[np.generic]], dict[str, st
     """
     try:
         size = int.from_bytes(payload[:8], "little")
-        header = json.loads(_shallow(payload[8 : 8 + size]))
+        header = json.loads(shallow(payload[8 : 8 + size], 3))
         metadata = header.pop(_METADATA, {})
         body = memoryview(payload)[8 + size :]
+        _check_order(header)
         arrays = {name: _array(body, **field) for name, field in header.items()}
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError(f"metadata must be text, got {metadata}")
         canonical = encode(arrays, metadata) == payload
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise PayloadError(f"payload is not a canonical encoding: {error}") from error
     if not canonical:
         raise PayloadError("payload is not in canonical form: encoding what it holds gives other bytes")
     return arrays, metadata
 
 
-def _shallow(text: bytes) -> bytes:
-    """The header, if its JSON nests no deeper than a header does: a million brackets crash the parser."""
+def shallow(text: bytes, most: int) -> bytes:
+    """JSON text; ValueError if it nests deeper than `most`: a million brackets crash the parser."""
     depth = 0
     for bracket in re.finditer(rb"[][{}]", re.sub(rb'"(?:[^"\\]|\\.)*"', b"", text)):
         depth += 1 if bracket[0] in b"[{" else -1
-        if depth > 3:
-            raise ValueError("the header is nested too deeply")
+        if depth > most:
+            raise ValueError(f"nested more than {most} deep")
     return text
+
+
+def _check_order(header: Mapping[str, Mapping[str, list[int]]]) -> None:
+    """Raise ValueError unless arrays follow one another: sharing bytes, a payload could unfold for ever."""
+    end = 0
+    for name, field in header.items():
+        start, stop = field["data_offsets"]
+        if not start == end <= stop:
+            raise ValueError(f"array {name!r} must begin at {end}, got {start} to {stop}")
+        end = stop
 
 
 def _array(body: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> NDArray[np.generic]:

@@ -4,11 +4,10 @@ import threading
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 
-from flower_bfl.chain_adapter._rules import EPOCH_S, check_bounds, may_submit, refused
-from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Receipt, Sender, bfl_block_hash, digest
+from flower_bfl.chain_adapter._rules import RuleBook, check_bounds, check_same_rules
+from flower_bfl.chain_adapter.base import Entry, Keys, Receipt, Role, Sender, digest
+from flower_bfl.config import ContractRules
 from flower_bfl.errors import LedgerError, PayloadError
-
-_Slot = tuple[Kind, int, int, Sender]
 
 
 class MemoryLedger:
@@ -20,47 +19,49 @@ class MemoryLedger:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._ready = False
+        self._ready = self._has_rules = False
         self._entries: list[tuple[Entry, bytes]] = []
-        self._slots: set[_Slot] = set()
-        self._head = bytes(32)
-        self._height = 0
+        self._book = RuleBook()
+        self._registered = frozenset({Sender(Role.OPERATOR)})
         self._block_hash = bytes(32)
         self.block_number = 0
 
     @property
     def head(self) -> bytes:
         """Hash of the last BFL block, 32 bytes; zeros before the first."""
-        return self._head
+        return self._book.head
 
-    def open(self, keys: Keys) -> None:
+    @property
+    def domain(self) -> tuple[int, bytes]:
+        """No chain and no contract: zeros."""
+        return 0, bytes(20)
+
+    def open(self, keys: Keys, rules: ContractRules | None = None) -> None:
         """Get ready to record; the keys are not used, for nothing is signed."""
+        if not self._has_rules:
+            self._book, self._has_rules = RuleBook(rules or ContractRules()), True
+        check_same_rules(rules, self._book.rules, "the ledger in memory")
         self._ready = True
 
     def record(self, entries: Iterable[Entry]) -> Receipt:
         """Record one phase; see `Ledger.record`. A block's hash covers the one before and its digests."""
         phase = list(entries)
-        for entry in phase:
-            check_bounds(entry)
         with self._lock:
             if not self._ready:
                 raise LedgerError("`record` needs an open ledger: call `open(keys)` first")
-            slots: set[_Slot] = set()
-            head, height = self._head, self._height
-            for entry in phase:
-                if not may_submit(entry):
-                    raise refused("WrongRole", entry)
-                if entry.kind is Kind.MODEL:
-                    if entry.round != height:
-                        raise refused(f"WrongRound (expected {height}, got {entry.round})", entry)
-                    head = bfl_block_hash(head, EPOCH_S + height, 0, digest(entry.payload))
-                    height += 1
-                    continue
-                slot = _slot(entry)
-                if slot in self._slots or slot in slots:
-                    raise refused("AlreadySubmitted", entry)
-                slots.add(slot)
-            return self._append(phase, slots, head, height)
+            book, registered = self._book.copy(), self._registered
+            digests = [digest(entry.payload) for entry in phase]
+            for place, entry in enumerate(phase):
+                check_bounds(entry)
+                if entry.sender not in registered:  # an `EvmLedger` then registers all who are to come
+                    for each in phase[place:]:
+                        check_bounds(each)
+                    registered |= {each.sender for each in phase[place:]}
+                    for sender in sorted(registered):
+                        book.register(sender)
+                book.note(entry, digests[place])
+            self._registered = registered
+            return self._append(phase, digests, book)
 
     def entries(self) -> Iterator[Entry]:
         """Every entry in recorded order, payloads checked against their digests."""
@@ -77,18 +78,11 @@ class MemoryLedger:
         """Stop recording until the next `open`; what was recorded stays."""
         self._ready = False
 
-    def _append(self, phase: list[Entry], slots: set[_Slot], head: bytes, height: int) -> Receipt:
+    def _append(self, phase: list[Entry], digests: list[bytes], book: RuleBook) -> Receipt:
         if phase:
-            digests = [digest(entry.payload) for entry in phase]
             self._entries += zip(phase, digests, strict=True)
-            self._slots |= slots
-            self._head, self._height = head, height
+            self._book = book
             self._block_hash = sha256(self._block_hash + b"".join(digests)).digest()
             self.block_number += 1
         stored = sum(len(entry.payload) for entry in phase)
         return Receipt(self.block_number, self._block_hash, len(phase), 0, 0, stored)
-
-
-def _slot(entry: Entry) -> _Slot:
-    once = entry.kind is Kind.RULES  # rules are given once, whatever round and step say
-    return entry.kind, 0 if once else entry.round, 0 if once else entry.step, entry.sender

@@ -3,23 +3,33 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
+
+from eth_typing import Address
 
 from flower_bfl.chain_adapter import _contract
-from flower_bfl.chain_adapter._accounts import Account, contract_of, read_transaction
+from flower_bfl.chain_adapter._accounts import CHAIN_ID, Account, contract_of, read_transaction
 from flower_bfl.chain_adapter._chain import GUARD, Block, BlockBuilder, EvmChain
 from flower_bfl.chain_adapter._contract import PIECE_BYTES
-from flower_bfl.chain_adapter._phase import EntryReader, PhaseWriter
-from flower_bfl.chain_adapter._rules import EPOCH_S, check_bounds
+from flower_bfl.chain_adapter._phase import OPERATOR, PhaseWriter
+from flower_bfl.chain_adapter._reader import EntryReader, Recorded
+from flower_bfl.chain_adapter._rules import EPOCH_S, check_bounds, check_same_rules, find_nonce
 from flower_bfl.chain_adapter._sqlite import ChainDatabase
+from flower_bfl.chain_adapter._whole_file import TOTALS, check_whole_file, totals
 from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Receipt, Role, Sender
-from flower_bfl.chain_adapter.store import PayloadStore
+from flower_bfl.chain_adapter.store import Payloads, PayloadStore
+from flower_bfl.config import ContractRules
 from flower_bfl.errors import ConfigError, LedgerError
+
+if TYPE_CHECKING:
+    from web3 import Web3
+    from web3.contract import Contract
 
 _INLINE_BYTES = {"auto": 24_000, "full": PIECE_BYTES, "digest": 0}
 _DEPLOY_GAS = 10**7
-_TOTALS = b"flower-bfl:totals"  # number of transactions and gas so far, 8 bytes each; not part of the chain
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class _Position:
     """Where the chain stands."""
 
     contract: bytes
+    rules: ContractRules
     block_number: int
     block_hash: bytes
     transactions: int
@@ -51,6 +62,10 @@ class EvmLedger:
         the chain; "full": all go into calldata, in pieces of 80,000 bytes; "digest": all go into the store.
     clock
         gives seconds since 1970, for blocks and BFL blocks; None is logical time.
+    store
+        keeps payloads in place of the folder ``payloads/``.
+    read_only
+        change nothing in the folder; `open` refuses.
 
     Raises
     ------
@@ -64,13 +79,16 @@ class EvmLedger:
         *,
         payloads: Literal["auto", "full", "digest"] = "auto",
         clock: Callable[[], int] | None = None,
+        store: Payloads | None = None,
+        read_only: bool = False,
     ) -> None:
         if payloads not in _INLINE_BYTES:
             raise ConfigError(f"`payloads` must be one of {sorted(_INLINE_BYTES)}, got {payloads!r}")
         self._file = None if folder is None else Path(folder) / "chain.sqlite"
-        self._store = PayloadStore(None if folder is None else Path(folder) / "payloads")
+        self._store = store or PayloadStore(None if folder is None else Path(folder) / "payloads")
         self._payloads = payloads
         self._clock = clock
+        self._read_only = read_only
         self._lock = threading.RLock()  # py-evm is not thread-safe
         self._database: ChainDatabase | None = None
         self._position: _Position | None = None
@@ -99,6 +117,32 @@ class EvmLedger:
         return self._where().contract
 
     @property
+    def domain(self) -> tuple[int, bytes]:
+        """Chain id and address of the contract, to which a relayed entry's signature is bound."""
+        return CHAIN_ID, self._where().contract
+
+    @property
+    def web3(self) -> "Web3":
+        """A web3.py object on this chain, to read it with the tools that people know; needs web3.py."""
+        try:
+            from flower_bfl.chain_adapter.web3_view import view
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"`web3` needs the package {error.name}: pip install 'flower-bfl[web3]'"
+            ) from error
+        return view(lambda: EvmChain(self._connect()), self._lock)
+
+    @property
+    def web3_contract(self) -> "Contract":
+        """The FlowerBFL contract as a web3.py object."""
+        return self.web3.eth.contract(address=Address(self.contract_address), abi=_contract.ABI)
+
+    @property
+    def rules(self) -> ContractRules:
+        """What the contract checks beyond roles and rounds."""
+        return self._where().rules
+
+    @property
     def transactions(self) -> int:
         """Number of transactions on the chain; making the contract and registering accounts count too."""
         return self._where().transactions
@@ -108,18 +152,23 @@ class EvmLedger:
         """Gas of all transactions on the chain."""
         return self._where().gas
 
-    def open(self, keys: Keys) -> None:
+    def open(self, keys: Keys, rules: ContractRules | None = None) -> None:
         """Get ready to record, signing with `keys`; makes the chain and the contract if there are none yet.
 
-        Raises LedgerError if the folder cannot be used, or its chain has another operator or contract.
+        Raises LedgerError if the folder cannot be used, or its chain has another operator, contract or rules.
         """
+        if self._read_only:
+            raise LedgerError(
+                f"the chain{self._of_file()} was opened to be read only, so nothing is recorded"
+            )
         with self._lock:
             self._keys, self._accounts, self._registered = None, {}, set()
             operator = Account.of(keys, Sender(Role.OPERATOR))
             database = self._connect()
             chain = EvmChain(database)
             if not chain.started:
-                self._start(database, chain, operator)
+                self._start(database, chain, operator, rules or ContractRules())
+            check_same_rules(rules, self._where().rules, f"the chain{self._of_file()}")
             if (contract := self._where().contract) != contract_of(operator.address):
                 own = contract_of(operator.address)
                 raise LedgerError(
@@ -156,23 +205,27 @@ class EvmLedger:
         registered = set(self._registered)
         remaining = iter(entries)  # one at a time: a phase's payloads together may be large
         while (entry := next(remaining, None)) is not None:
-            if entry.sender not in registered:
-                rest = [entry, *remaining]
-                new = {each.sender for each in rest} - registered
+            check_bounds(entry)
+            if entry.sender not in registered and not writer.knows(entry):
+                rest = list(remaining)
                 for each in rest:
                     check_bounds(each)
+                new = [each for each in (entry, *rest) if each.sender not in registered]
                 writer.register(new)
-                registered |= new
-                remaining = iter(rest[1:])
-            check_bounds(entry)
+                registered |= {each.sender for each in new}
+                remaining = iter(rest)
+            registered.add(entry.sender)
             if entry.kind is Kind.MODEL:
                 timestamp_s = EPOCH_S + entry.round if self._clock is None else self._clock()
                 timestamp_s = max(position.model_timestamp_s + 1, timestamp_s)
-                writer.publish(entry, timestamp_s)
-                head = block.view(position.contract, _contract.view("head"))
-                position = replace(position, head=head, model_timestamp_s=timestamp_s)
+                writer.propose(entry, position.head, timestamp_s)
+            elif entry.kind is Kind.SEAL:
+                writer.seal(entry, self._nonce(entry, block, position))
             else:
                 writer.submit(entry)
+                continue
+            head, timestamp_s = _last_model(block, position.contract)
+            position = replace(position, head=head, model_timestamp_s=timestamp_s)
         if block.transactions:
             self._position = self._seal(database, block, position)
             self._registered = registered
@@ -185,30 +238,68 @@ class EvmLedger:
             stored_bytes=writer.stored_bytes,
         )
 
+    def _nonce(self, entry: Entry, block: BlockBuilder, position: _Position) -> int:
+        proposal = block.view(position.contract, _contract.view("proposal"))
+        digest, timestamp_s = proposal[64:96], int.from_bytes(proposal[32:64])
+        bits = position.rules.difficulty_bits if any(digest) else 0  # the contract refuses a seal of nothing
+        return find_nonce(position.head, timestamp_s, entry.sender, digest, bits)
+
     def entries(self) -> Iterator[Entry]:
         """Every entry in recorded order.
 
-        Blocks are checked against the last block's hash, and payloads against their digests; raises
-        LedgerError or PayloadError for what does not fit. What is recorded after the first entry was asked
-        for is not included.
+        Each block must follow from the one before and be sealed by the operator, each transaction must be
+        signed and keep the contract's rules, each payload must have its digest; raises LedgerError or
+        PayloadError for what does not. What is recorded after the first entry was asked for is not included.
         """
+        return (recorded.entry for recorded in self.recorded())
+
+    def recorded(self) -> Iterator[Recorded]:
+        """Every entry in recorded order, with its place on the chain; checked as by `entries`."""
         with self._lock:
             position = self._where()
             if position.block_number == 0:
                 return
-            reader = EntryReader(position.contract, self._store, self._block)
+            earlier = lru_cache(1)(lambda block: self._block(block).transactions)  # pieces come one by one
+            reader = EntryReader(self._store, lambda block, place: earlier(block)[place])
             parent = self._block(0).hash
         for number in range(1, position.block_number + 1):
             with self._lock:
                 block = self._block(number, parent)
                 parent = block.hash
-                read = reader.read(block)
+                read = reader.read(number, block.transactions)
+            if block.sealer != reader.operator:
+                raise LedgerError(
+                    f"block {number} must be sealed by the operator, 0x{reader.operator.hex()}, "
+                    f"found 0x{block.sealer.hex()}",
+                    block=number,
+                    expected=f"seal of 0x{reader.operator.hex()}",
+                    found=f"seal of 0x{block.sealer.hex()}",
+                )
             yield from read
-        if (parent, reader.head) != (position.block_hash, position.head):
+        if (parent, reader.book.head) != (position.block_hash, position.head):
             raise LedgerError(
                 f"the chain{self._of_file()} must end with block {position.block_hash.hex()} and model "
-                f"{position.head.hex()}, found {parent.hex()} and {reader.head.hex()}"
+                f"{position.head.hex()}, found {parent.hex()} and {reader.book.head.hex()}",
+                block=position.block_number,
+                expected=position.head.hex(),
+                found=reader.book.head.hex(),
             )
+
+    def check_file(self, progress: Callable[[int, int], object] = lambda block, last: None) -> None:
+        """Check that the chain's file is sound, and holds what the chain implies and nothing unknown.
+
+        `progress` hears of each block, and of the number of the last. Raises LedgerError.
+        """
+        with self._lock:
+            check_whole_file(self._connect(), progress)
+
+    def gas_of(self, block: int) -> list[int]:
+        """Gas of each transaction of a block, in order; raises LedgerError if it cannot be read."""
+        with self._lock:
+            chain = EvmChain(self._connect())
+            places = range(len(self._block(block).transactions))
+            sums = [0, *(int.from_bytes(cast(bytes, chain.receipt(block, place)[1])) for place in places)]
+        return [after - before for before, after in pairwise(sums)]
 
     def close(self) -> None:
         """Close the chain's file until the next use; a chain in memory stays until this object goes."""
@@ -220,7 +311,7 @@ class EvmLedger:
 
     def _connect(self) -> ChainDatabase:
         if self._database is None:
-            self._database = ChainDatabase(self._file, GUARD)
+            self._database = ChainDatabase(self._file, GUARD, read_only=self._read_only)
         return self._database
 
     def _block(self, number: int, parent: bytes | None = None) -> Block:
@@ -229,7 +320,7 @@ class EvmLedger:
     def _where(self) -> _Position:
         with self._lock:
             if self._position is None:
-                nothing = _Position(bytes(20), 0, bytes(32), 0, 0)
+                nothing = _Position(bytes(20), ContractRules(), 0, bytes(32), 0, 0)
                 if self._database is None and (self._file is None or not self._file.exists()):
                     return nothing  # reading makes no file
                 database = self._connect()
@@ -243,40 +334,41 @@ class EvmLedger:
         first = chain.block(1).transactions
         try:
             creation = read_transaction(first[0])
+            rules = _contract.read_creation(creation.data)
         except (IndexError, ValueError) as error:
-            raise LedgerError(f"block 1 of the chain{self._of_file()} makes no contract: {error}") from error
-        if creation.data != _contract.BYTECODE:
-            raise LedgerError(
-                f"the chain{self._of_file()} was made by another version of the FlowerBFL contract"
-            )
+            raise LedgerError(f"block 1 of the chain{self._of_file()} cannot be read: {error}") from error
         contract = contract_of(creation.sender)
         last, block = chain.last, chain.begin(None)
-        totals = database.get(_TOTALS, bytes(16))
+        sums = database.get(TOTALS, bytes(16))
         position = _Position(
-            contract, last.block_number, last.hash, int.from_bytes(totals[:8]), int.from_bytes(totals[8:])
+            contract,
+            rules,
+            last.block_number,
+            last.hash,
+            int.from_bytes(sums[:8]),
+            int.from_bytes(sums[8:]),
         )
-        height = int.from_bytes(block.view(contract, _contract.view("height")))
-        if height == 0:
-            return position
-        model = block.view(contract, _contract.view("blocks", height - 1))
-        return replace(position, head=model[:32], model_timestamp_s=int.from_bytes(model[64:96]))
+        head, timestamp_s = _last_model(block, contract)
+        return replace(position, head=head, model_timestamp_s=timestamp_s)
 
-    def _start(self, database: ChainDatabase, chain: EvmChain, operator: Account) -> None:
+    def _start(
+        self, database: ChainDatabase, chain: EvmChain, operator: Account, rules: ContractRules
+    ) -> None:
         try:
             chain.start(operator.address)
             block = chain.begin(self._now())
-            block.apply(operator.sign(0, _DEPLOY_GAS, b"", _contract.BYTECODE))
-            block.seal()
-            database[_TOTALS] = _totals(block.transactions, block.gas)
+            block.apply(operator.sign(0, _DEPLOY_GAS, b"", _contract.creation(rules)))
+            block.seal(operator.sign_hash)
+            database[TOTALS] = totals(block.transactions, block.gas)
             database.commit()
         except BaseException:
             database.rollback()
             raise
 
     def _seal(self, database: ChainDatabase, block: BlockBuilder, position: _Position) -> _Position:
-        header = block.seal()
+        header = block.seal(self._account(OPERATOR).sign_hash)
         transactions, gas = position.transactions + block.transactions, position.gas + block.gas
-        database[_TOTALS] = _totals(transactions, gas)
+        database[TOTALS] = totals(transactions, gas)
         database.commit()
         return replace(
             position,
@@ -299,5 +391,10 @@ class EvmLedger:
         return "" if self._file is None else f" in {self._file}"
 
 
-def _totals(transactions: int, gas: int) -> bytes:
-    return transactions.to_bytes(8) + gas.to_bytes(8)
+def _last_model(block: BlockBuilder, contract: bytes) -> tuple[bytes, int]:
+    """Hash and time of the last BFL block; zeros before the first."""
+    height = int.from_bytes(block.view(contract, _contract.view("height")))
+    if height == 0:
+        return bytes(32), 0
+    model = block.view(contract, _contract.view("blocks", height - 1))
+    return model[:32], int.from_bytes(model[64:96])

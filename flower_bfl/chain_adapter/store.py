@@ -5,9 +5,26 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from flower_bfl.chain_adapter.base import digest as digest_of
 from flower_bfl.errors import LedgerError, PayloadError
+
+
+class Payloads(Protocol):
+    """Somewhere to keep payloads under their digest: a folder, or IPFS behind the same four methods."""
+
+    def __contains__(self, digest: bytes) -> bool:
+        """Whether the payload is there; need not look into it."""
+
+    def write(self, payload: bytes, digest: bytes | None = None) -> bytes:
+        """Keep a payload and return its digest; raises LedgerError if it cannot be kept."""
+
+    def read(self, digest: bytes) -> bytes:
+        """The payload with this digest; raises PayloadError if it is missing or another one."""
+
+    def discard(self, digests: Iterable[bytes]) -> None:
+        """Forget payloads that nothing refers to; missing ones are passed over."""
 
 
 class PayloadStore:
@@ -59,12 +76,18 @@ class PayloadStore:
             try:
                 payload, place = path.read_bytes(), str(path)
             except FileNotFoundError as error:
-                raise PayloadError(f"payload file {path} is missing") from error
+                raise PayloadError(
+                    f"payload file {path} is missing", expected=digest.hex(), found="nothing"
+                ) from error
             except OSError as error:
                 raise PayloadError(f"payload file {path} cannot be read: {error}") from error
         found = digest_of(payload)
         if found != digest:
-            raise PayloadError(f"payload {place} must have digest {digest.hex()}, found {found.hex()}")
+            raise PayloadError(
+                f"payload {place} must have digest {digest.hex()}, found {found.hex()}",
+                expected=digest.hex(),
+                found=found.hex(),
+            )
         return payload
 
     def discard(self, digests: Iterable[bytes]) -> None:

@@ -1,11 +1,10 @@
 """What strategies with edge servers share: who takes part, which replies count, the round's report."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from logging import INFO, WARNING, getLogger
-from pathlib import Path
+from logging import INFO, WARNING
 from time import monotonic, perf_counter, sleep
 from types import SimpleNamespace
 from typing import TypedDict, Unpack, cast
@@ -16,10 +15,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 from numpy.typing import NDArray
 
-from flower_bfl.chain_adapter.base import Entry, Ledger, digest, simulated_keys
+from flower_bfl.chain_adapter.base import Entry
+from flower_bfl.config import ContractRules
 from flower_bfl.errors import ConfigError, FlowerBFLError
+from flower_bfl.strategies._journal import EvaluateFunction, Journal, logger, warn
 from flower_bfl.strategies._layout import Layout
-from flower_bfl.strategies._recorder import Phases, Recorder
+from flower_bfl.strategies._recorder import Phases
 from flower_bfl.strategies._replies import (
     Contribution,
     MetricsAggregation,
@@ -30,13 +31,10 @@ from flower_bfl.strategies._replies import (
     screen,
 )
 from flower_bfl.strategies._roster import Association, Roster, Trained
-from flower_bfl.strategies._run_folder import RunFolder
+from flower_bfl.strategies._signatures import Signatures
 from flower_bfl.strategies.aggregation import CumulativeGradient, NotFiniteError, Vector
 from flower_bfl.types import LeftOut, RoundReport
 
-logger = getLogger("flwr")  # Flower shows this logger's lines among its own, also in `flwr run --stream`
-
-EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
 NamedArrays = dict[str, NDArray[np.generic]]
 
 
@@ -66,10 +64,9 @@ class EdgeStrategy(FedAvg):
         *,
         edge_servers: int,
         association: Association | None,
-        ledger: Ledger | None,
-        seed: int,
-        run_folder: Path | str | None,
+        journal: Journal,
         wait_for_nodes_s: float,
+        require_signatures: bool = False,
         **fedavg: Unpack[FedAvgArguments],
     ) -> None:
         super().__init__(**fedavg)
@@ -82,13 +79,10 @@ class EdgeStrategy(FedAvg):
         if not wait_for_nodes_s > 0:
             raise ConfigError(f"`wait_for_nodes_s` must be positive, got {wait_for_nodes_s}")
         self.edge_servers = edge_servers
-        self.seed = seed
         self.wait_for_nodes_s = wait_for_nodes_s
-        self.reports: list[RoundReport] = []
         self._roster = Roster(edge_servers, association)
-        self._recorder = Recorder(ledger)
-        self._run_folder = None if run_folder is None else RunFolder(run_folder)
-        self._draft: _Draft | None = None  # the round whose blocks or evaluation are still to come
+        self._journal = journal
+        self._signatures = Signatures(journal.ledger, required=require_signatures)
         self._layout: Layout | None = None
         self._model: NamedArrays = {}  # w_k, as it was sent
         self._asked: set[int] = set()  # nodes that it was sent to
@@ -110,30 +104,24 @@ class EdgeStrategy(FedAvg):
         if self._layout is not None:
             raise ConfigError("a strategy must run once, got a second `start`: make a new one for a new run")
         self._begin(initial_arrays)
-        noting = None if evaluate_fn is None else self._noting(evaluate_fn)
+        noting = None
+        if evaluate_fn is not None:
+            noting = self._journal.noting(partial(self._evaluate_centrally, evaluate_fn))
         try:
             return super().start(
                 grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, noting
             )
         finally:
-            try:
-                self.finish()
-            finally:
-                self._recorder.close()
+            self._journal.close()
+
+    @property
+    def reports(self) -> list[RoundReport]:
+        """What each round did, cost and achieved, as far as its blocks are on the ledger."""
+        return self._journal.reports
 
     def finish(self) -> None:
         """Wait until the last round's blocks are there, then report it; `start` does so by itself."""
-        draft, self._draft = self._draft, None
-        if draft is None:
-            return
-        cost = self._recorder.wait()
-        report = replace(draft.report, ledger=cost, head=self._recorder.head.hex())
-        self.reports.append(report)
-        if self._run_folder is not None:
-            self._run_folder.append(report)
-            if draft.payload:
-                self._run_folder.save_model(draft.payload)
-        logger.log(INFO, "%s", report.as_line())
+        self._journal.finish()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -153,7 +141,8 @@ class EdgeStrategy(FedAvg):
                 f"`{argument}` must be at most the number of nodes that connect "
                 f"in {self.wait_for_nodes_s:g} s, got {needed} with {len(nodes)} connected"
             )
-        messages = super().configure_train(server_round, arrays, ConfigRecord(dict(config)), _these(nodes))
+        config = ConfigRecord({**config, **self._signatures.request(self._learning_rate())})
+        messages = super().configure_train(server_round, arrays, config, _these(nodes))
         messages = list(messages)
         self._asked = {message.metadata.dst_node_id for message in messages}
         self._sent_at = perf_counter()
@@ -199,11 +188,11 @@ class EdgeStrategy(FedAvg):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """FedAvg's weighted mean, over the replies that can be used; also part of the round's report."""
         usable, left_out = screen(replies, partial(evaluation, weighted_by_key=self.weighted_by_key))
-        self._warn(server_round, left_out)
+        warn(server_round, left_out)
         if not usable:
             return None
         metrics = averaged(usable, self.weighted_by_key, self.evaluate_metrics_aggr_fn)
-        self._note(partial(replace, evaluate_devices=dict(metrics)))
+        self._journal.note(partial(replace, evaluate_devices=dict(metrics)))
         return metrics
 
     def summary(self) -> None:
@@ -231,6 +220,14 @@ class EdgeStrategy(FedAvg):
         """Entries to be recorded before the first round."""
         return []
 
+    def _contract_rules(self) -> ContractRules:
+        """What the ledger's contract checks."""
+        return ContractRules()
+
+    def _learning_rate(self) -> float:
+        """η of the gradients that clients sign."""
+        return 1.0
+
     def _evaluate_centrally(
         self, evaluate_fn: EvaluateFunction, server_round: int, arrays: ArrayRecord
     ) -> MetricRecord | None:
@@ -253,7 +250,8 @@ class EdgeStrategy(FedAvg):
         silent = self._asked - {reply.metadata.src_node_id for reply in replies}
         left_out += [LeftOut(f"node {node}", "no reply in time") for node in sorted(silent)]
         trained, impostors = self._roster.admit(usable)
-        return trained, left_out + impostors
+        trained, unsigned = self._signatures.screen(server_round, trained, self._model, self._learning_rate())
+        return trained, left_out + impostors + unsigned
 
     def _flat(self, model: NamedArrays) -> Vector:
         return self.layout.vector(model)[0 : self.layout.size]
@@ -276,26 +274,19 @@ class EdgeStrategy(FedAvg):
 
     def _close_round(self, report: RoundReport, payload: bytes, phases: Phases) -> None:
         """Start recording; the report and model.safetensors follow when the blocks are there."""
-        self._warn(report.round, report.left_out)
         report = replace(
             report,
-            model_digest=digest(payload).hex(),
             train_seconds=self._replied_at - self._sent_at,
             wait_seconds=self._recorded_at - self._replied_at,
             aggregate_seconds=perf_counter() - self._recorded_at,
         )
-        self._draft = _Draft(report, payload)
-        self._recorder.submit(phases)
+        self._journal.write(report, payload, phases)
 
     # -- private ------------------------------------------------------------------------------------------
 
     def _begin(self, arrays: ArrayRecord) -> None:
         if self._layout is not None:
             return
-        if any(self._recorder.head):
-            raise ConfigError(
-                "`ledger` must be empty, got one that holds a run: give every run one of its own"
-            )
         self._model = {name: as_numpy(array) for name, array in arrays.items()}
         self._layout = Layout.of(self._model)
         for names, what in (
@@ -304,25 +295,10 @@ class EdgeStrategy(FedAvg):
         ):
             if names:
                 logger.log(WARNING, "arrays %s %s", names, what)
-        self._recorder.open(simulated_keys(self.seed))
-        self._recorder.submit([self._opening()])
-        self._draft = _Draft(RoundReport(round=0))
+        self._journal.begin(self._contract_rules(), self._opening())
 
     def _anyone_trained(self) -> bool:
         return any(report.devices for report in self.reports)
-
-    def _note(self, change: Callable[[RoundReport], RoundReport]) -> None:
-        if self._draft is not None:
-            self._draft = replace(self._draft, report=change(self._draft.report))
-
-    def _noting(self, evaluate_fn: EvaluateFunction) -> EvaluateFunction:
-        def noting(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            metrics = self._evaluate_centrally(evaluate_fn, server_round, arrays)
-            if metrics is not None:
-                self._note(partial(replace, evaluate=dict(metrics)))
-            return metrics
-
-        return noting
 
     def _await_nodes(self, grid: Grid, needed: int) -> list[int]:
         """The nodes connected once they are enough, or time is up; Flower itself would wait for ever."""
@@ -338,19 +314,6 @@ class EdgeStrategy(FedAvg):
                 )
             sleep(0.2)
         return nodes
-
-    @staticmethod
-    def _warn(server_round: int, left_out: Iterable[LeftOut]) -> None:
-        for reply in left_out:
-            logger.log(WARNING, "round %d: %s left out: %s", server_round, reply.who, reply.reason)
-
-
-@dataclass(frozen=True, eq=False)
-class _Draft:
-    """A report in the making, and the model that goes with it."""
-
-    report: RoundReport
-    payload: bytes = b""
 
 
 def _these(nodes: list[int]) -> Grid:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from time import perf_counter
 
 from flower_bfl.chain_adapter.base import Entry, Keys, Ledger
+from flower_bfl.config import ContractRules
 from flower_bfl.types import LedgerCost
 
 Phases = Iterable[Iterable[Entry]]
@@ -25,14 +26,10 @@ class Recorder:
         """Hash of the last BFL block on the ledger; empty without one."""
         return b"" if self._ledger is None else self._ledger.head
 
-    def describe(self) -> str:
-        """Name of the ledger."""
-        return "none" if self._ledger is None else type(self._ledger).__name__
-
-    def open(self, keys: Keys) -> None:
+    def open(self, keys: Keys, rules: ContractRules) -> None:
         """Open the ledger for writing."""
         if self._ledger is not None:
-            self._ledger.open(keys)
+            self._ledger.open(keys, rules)
 
     def submit(self, phases: Phases) -> None:
         """Start recording a round, one block a phase; the round before must have been waited for."""

@@ -18,6 +18,8 @@ from flower_bfl.types import LeftOut
 
 DEVICE_KEY = "device-index"
 STEPS_KEY = "num-steps"
+SIGNATURE_KEY = "flower-bfl-signature"
+ADDRESS_KEY = "flower-bfl-address"
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,8 @@ class Contribution:
     samples: float  # D_y
     steps: int  # e_y
     arrays: dict[str, NDArray[np.generic]]  # w_y
+    signature: bytes  # of the update by a key of the device's own, 65 bytes; empty if there is none
+    address: bytes  # of that key, by the device's own account, 20 bytes
     content: RecordDict  # the whole reply
 
 
@@ -64,7 +68,8 @@ def contribution(reply: Message, layout: Layout, weighted_by_key: str) -> Contri
         raise ReplyError(f"a reply must hold one ArrayRecord, got {len(reply.content.array_records)}")
     arrays = _arrays(next(iter(reply.content.array_records.values())))
     layout.check(arrays)
-    return Contribution(reply.metadata.src_node_id, device, samples, steps, arrays, reply.content)
+    signed = (_bytes(reply.content, SIGNATURE_KEY, 65), _bytes(reply.content, ADDRESS_KEY, 20))
+    return Contribution(reply.metadata.src_node_id, device, samples, steps, arrays, *signed, reply.content)
 
 
 def evaluation(reply: Message, weighted_by_key: str) -> RecordDict:
@@ -104,6 +109,16 @@ def _reported_device(content: RecordDict) -> int | None:
         if isinstance(value, int) and 0 <= value < 2**31:
             return value
     return None
+
+
+def _bytes(content: RecordDict, key: str, size: int) -> bytes:
+    for config in content.config_records.values():
+        if key in config:
+            value = config[key]
+            if not isinstance(value, bytes) or len(value) != size:
+                raise ReplyError(f"{key!r} must be {size} bytes, got {value!r:.80}")
+            return value
+    return b""
 
 
 def _arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:

@@ -39,6 +39,13 @@ class Trained:
         """The reply with the most samples, the first of equals."""
         return self.replies[int(self.samples.argmax())]
 
+    @property
+    def signed(self) -> tuple[int, ...]:
+        """Devices that signed with keys of their own."""
+        return tuple(
+            device for device, reply in zip(self.devices, self.replies, strict=True) if reply.signature
+        )
+
     def at(self, servers: Iterable[int]) -> "Trained":
         """Those of some edge servers."""
         return self._only(np.isin(self.server_of, list(servers)))
@@ -52,6 +59,9 @@ class Trained:
         return Trained(
             tuple(self.devices[k] for k in kept), tuple(self.replies[k] for k in kept), self.server_of[kept]
         )
+
+
+NOBODY = Trained((), (), np.empty(0, np.int64))
 
 
 class Roster:

@@ -9,21 +9,21 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
 from numpy.typing import ArrayLike
 
-from flower_bfl.chain_adapter.base import Entry, Ledger, Role, Sender, draw_leader
-from flower_bfl.config import Consensus, LeaderRule, Mass, Outage, check_outages
-from flower_bfl.network import Graph, Mixing, MixingName, edge_graph, mixing_matrix, spectral_radius, without
-from flower_bfl.strategies._edge_strategy import EdgeStrategy, FedAvgArguments, as_record
-from flower_bfl.strategies._entries import (
-    OPERATOR,
-    consensus_entries,
-    gradient_entries,
-    model_entry,
-    report_entry,
-    rules_entry,
+from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Ledger, Role, Sender, draw_leader
+from flower_bfl.chain_adapter.records import (
+    RunRules,
+    consensus_payload,
+    model_payload,
+    report_payload,
 )
-from flower_bfl.strategies._roster import Association, Trained
+from flower_bfl.config import Consensus, ContractRules, LeaderRule, Mass, Mining, Outage, check_outages
+from flower_bfl.errors import ConfigError
+from flower_bfl.network import Graph, Mixing, MixingName, edge_graph, mixing_matrix, spectral_radius, without
+from flower_bfl.strategies._edge_strategy import EdgeStrategy, FedAvgArguments, NamedArrays, as_record
+from flower_bfl.strategies._journal import OPERATOR, Journal, gradient_entries
+from flower_bfl.strategies._miners import seal
+from flower_bfl.strategies._roster import NOBODY, Association, Trained
 from flower_bfl.strategies.aggregation import (
-    CumulativeGradient,
     Floats,
     PartialAggregates,
     Vector,
@@ -55,11 +55,16 @@ class ConsensusBFL(EdgeStrategy):
     laplacian_step : d of the Laplacian weights, in (0, 1/M); 0.9/M by default.
     p2p_rounds : consensus steps φ a round.
     mass : "count" (the paper's M·x_m) or "data" (ratio consensus); "data" by default where p2p_rounds is 0.
-    leader : "random" (drawn from the previous block's hash) or the index of an edge server.
+    leader : "random" (drawn from the last block's hash), "reputation" (the edge server whose device mined the
+        last block) or the index of an edge server. If it cannot lead, the next one does.
     association : edge server of each device, by device index; devices are dealt out in turn by default.
     learning_rate : η of eqs. (6)(7)(12). It cancels out of the model and scales the recorded gradients.
     ledger : where every gradient, consensus step and model is written, or None.
-    seed : of the random graph and of the signing keys; whoever knows it can sign in everybody's name.
+    mining : how devices race for each round's block on the ledger; None: blocks need no miner.
+    keys : private keys of operator, edge servers and devices, such as a `KeyFolder`; None derives them from
+        the seed, for simulations: whoever knows it can sign in everybody's name.
+    require_signatures : leave out devices that do not sign their updates with keys of their own.
+    seed : of the random graph, of the mining race and of derived keys.
     run_folder : a folder for rounds.jsonl and model.safetensors, or None.
     outages : edge servers and links that fail in given rounds, for what-if runs.
     wait_for_nodes_s : how long to wait for the nodes that FedAvg's arguments ask for.
@@ -81,6 +86,9 @@ class ConsensusBFL(EdgeStrategy):
         association: Association | None = None,
         learning_rate: float = 1.0,
         ledger: Ledger | None = None,
+        mining: Mining | None = Mining(),  # noqa: B008  # frozen
+        keys: Keys | None = None,
+        require_signatures: bool = False,
         seed: int = 0,
         run_folder: Path | str | None = None,
         outages: Iterable[Outage] = (),
@@ -94,16 +102,20 @@ class ConsensusBFL(EdgeStrategy):
         self.mixing = mixing_matrix(mixing, adjacency, laplacian_step=laplacian_step)
         self.outages = tuple(outages)
         check_outages(self.outages, adjacency)
+        if leader == "reputation" and (ledger is None or mining is None):
+            raise ConfigError("`leader` must not be 'reputation' without `ledger` and `mining`")
+        self.mining = mining
+        self.seed = seed
         super().__init__(
             edge_servers=edge_servers,
             association=association,
-            ledger=ledger,
-            seed=seed,
-            run_folder=run_folder,
+            journal=Journal(ledger, keys, seed, run_folder),
             wait_for_nodes_s=wait_for_nodes_s,
+            require_signatures=require_signatures,
             **fedavg,
         )
         self._recording = ledger is not None
+        self._last_miners_server: int | None = None
         self._states: Vector | None = None  # made once: fresh memory of this size takes as long as filling it
 
     def _round(
@@ -119,9 +131,10 @@ class ConsensusBFL(EdgeStrategy):
         # 2. The edge servers agree, step by step with their neighbours: (9).
         down = self._down(server_round)
         mass, mixings = self._initial_mass(trained, down), self._mixings(down)
-        leader = self._leader(server_round, mass_after(mass, mixings), down)
-        if leader is None:
+        elected = self._elect(server_round, mass_after(mass, mixings), down)
+        if elected is None:
             return self._skip(server_round, left_out)
+        leader, passed = elected
         agreement = agree(partials, self.layout.size, mass, mixings, leader, states=self._kept_states())
 
         # 3. The leader turns what it holds into the global model: (10)-(12).
@@ -130,7 +143,7 @@ class ConsensusBFL(EdgeStrategy):
         model = self._named(after, trained)
 
         # 4. All of it goes to the ledger, one block a phase, while the devices train on.
-        published = model_entry(server_round, Sender(Role.SERVER, leader), model)
+        published = _model_entry(server_round, leader, passed, model)
         own = {
             "consensus-error": agreement.error,
             "consensus-bound": agreement.bound,
@@ -150,9 +163,12 @@ class ConsensusBFL(EdgeStrategy):
             consensus_error=agreement.error,
             consensus_bound=agreement.bound,
             boost=tau,
+            signed_devices=trained.signed,
             train=dict(metrics),
         )
-        phases = self._phases(report, trained, gradients, agreement.states, down, published)
+        recorded = len(trained.devices) + len(mixings) * self.edge_servers
+        report, closing = self._closing(report, trained, down, published, recorded)
+        phases = self._phases(server_round, self._model, trained, agreement.states, down, closing)
         self._close_round(report, published.payload, phases)
         return as_record(model), metrics
 
@@ -192,56 +208,112 @@ class ConsensusBFL(EdgeStrategy):
             self._states = np.empty(shape, np.float32)
         return self._states
 
-    def _leader(self, server_round: int, masses: Floats, down: Sequence[Outage]) -> int | None:
-        """The leader, None if no edge server that is up has a share of the sum."""
+    def _elect(self, server_round: int, masses: Floats, down: Sequence[Outage]) -> tuple[int, int] | None:
+        """The leader and how many were passed over; None if no server that is up has a share of the sum."""
         dead = _servers_down(down, self.consensus.p2p_rounds)
-        candidates = [m for m in range(self.edge_servers) if masses[m] > 0 and m not in dead]
-        if self.consensus.leader in candidates:
-            return int(self.consensus.leader)
-        return draw_leader(self._head(), server_round, candidates) if candidates else None
+        rule = self.consensus.leader
+        if isinstance(rule, int):
+            first = rule
+        elif rule == "reputation" and self._last_miners_server is not None:
+            first = self._last_miners_server
+        else:
+            first = draw_leader(self._head(), server_round, self.edge_servers)
+        for passed in range(self.edge_servers):
+            server = (first + passed) % self.edge_servers
+            if masses[server] > 0 and server not in dead:
+                return server, passed
+        return None
 
     def _skip(self, server_round: int, left_out: Sequence[LeftOut]) -> tuple[None, MetricRecord]:
         """The model stays as it is, and the ledger says why."""
         down = self._down(server_round)
-        leader = self._leader(server_round, np.ones(self.edge_servers), down)
-        assert leader is not None  # `check_outages` saw to that
-        published = model_entry(server_round, Sender(Role.SERVER, leader), self._model)
+        elected = self._elect(server_round, np.ones(self.edge_servers), down)
+        assert elected is not None  # `check_outages` saw to that
+        leader, passed = elected
+        published = _model_entry(server_round, leader, passed, self._model)
         report = RoundReport(
             round=server_round, left_out=tuple(left_out), down=tuple(map(str, down)), leader=leader
         )
-        self._close_round(report, published.payload, [[report_entry(report), published]])
+        report, closing = self._closing(report, NOBODY, down, published, 0)
+        self._close_round(report, published.payload, [closing])
         return None, MetricRecord({"left-out": len(left_out)})
 
-    def _phases(
+    def _closing(
         self,
         report: RoundReport,
         trained: Trained,
-        gradients: Sequence[CumulativeGradient],
-        states: Vector | None,
         down: Sequence[Outage],
         published: Entry,
+        recorded: int,
+    ) -> tuple[RoundReport, list[Entry]]:
+        """The round's last phase: what went wrong, the model, the miner's seal; `recorded` came before it."""
+        closing = [published]
+        if report.left_out or down:
+            payload = report_payload(report.round, report.left_out, down)
+            closing.insert(0, Entry(Kind.REPORT, report.round, OPERATOR, payload))
+        if self.mining is None or not self._recording:
+            return report, closing
+        assert report.leader is not None
+        size = recorded + len(closing)
+        won = seal(report.round, self.mining, trained, report.leader, size, self.seed)
+        self._last_miners_server = won.entry.step
+        return won.noted(report), [*closing, won.entry]
+
+    def _phases(
+        self,
+        server_round: int,
+        sent: NamedArrays,
+        trained: Trained,
+        states: Vector | None,
+        down: Sequence[Outage],
+        closing: list[Entry],
     ) -> Iterator[Iterable[Entry]]:
         """The round's entries; read in the recorder's thread, so that encoding overlaps with training too."""
-        yield gradient_entries(report.round, trained, gradients, self.layout)
+        yield gradient_entries(server_round, trained, sent, self.consensus.learning_rate)
         for step, held in enumerate(states if states is not None else ()):
             up = sorted(set(range(self.edge_servers)) - _servers_down(down, max(step - 1, 0)))
-            yield consensus_entries(report.round, step, held, up, self.layout)
-        yield [*([report_entry(report)] if report.left_out or report.down else []), published]
+            yield self._consensus_entries(server_round, step, held, up, trained)
+        yield closing
+
+    def _consensus_entries(
+        self, server_round: int, step: int, states: Vector, servers: Sequence[int], trained: Trained
+    ) -> Iterator[Entry]:
+        """x_m^(l) of the edge servers that are up, states: (m, p)."""
+        for server in servers:
+            state, devices = self.layout.arrays(states[server]), trained.at([server]).devices
+            payload = consensus_payload(server_round, step, server, state, devices)
+            yield Entry(Kind.CONSENSUS, server_round, Sender(Role.SERVER, server), payload, step)
 
     def _opening(self) -> list[Entry]:
-        return [rules_entry(self.consensus, self.mixing), model_entry(0, OPERATOR, self._model)]
+        rules = RunRules(type(self).__name__, self.consensus, self.mixing)
+        return [
+            Entry(Kind.RULES, 0, OPERATOR, rules.encode()),
+            Entry(Kind.MODEL, 0, OPERATOR, model_payload(0, self._model)),
+        ]
+
+    def _contract_rules(self) -> ContractRules:
+        bits = 0 if self.mining is None else self.mining.difficulty_bits
+        return ContractRules(self.edge_servers, self.consensus.leader, bits)
+
+    def _learning_rate(self) -> float:
+        return self.consensus.learning_rate
 
     def _head(self) -> bytes:
         """What the leader is drawn from; without a ledger the seed stands in for the chain."""
-        return self._recorder.head or sha256(f"flower-bfl leader {self.seed}".encode()).digest()
+        return self._journal.head or sha256(f"flower-bfl leader {self.seed}".encode()).digest()
 
     def _settings(self) -> dict[str, object]:
         return {
             "Edge servers": self.edge_servers,
             "Consensus": f"{self.consensus.p2p_rounds} steps, λ = {spectral_radius(self.mixing):.3f}, "
             f"mass {self.consensus.mass}, leader {self.consensus.leader}",
-            "Ledger": self._recorder.describe(),
+            "Ledger": self._journal.describe(),
         }
+
+
+def _model_entry(server_round: int, leader: int, passed: int, model: NamedArrays) -> Entry:
+    payload = model_payload(server_round, model)
+    return Entry(Kind.MODEL, server_round, Sender(Role.SERVER, leader), payload, passed)
 
 
 def _servers_down(down: Sequence[Outage], step: int) -> set[int]:

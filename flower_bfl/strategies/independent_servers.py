@@ -12,11 +12,11 @@ from flower_bfl.chain_adapter.base import encode
 from flower_bfl.config import Consensus
 from flower_bfl.strategies._edge_strategy import (
     EdgeStrategy,
-    EvaluateFunction,
     FedAvgArguments,
     NamedArrays,
     as_record,
 )
+from flower_bfl.strategies._journal import EvaluateFunction, Journal
 from flower_bfl.strategies._roster import Association, Trained
 from flower_bfl.strategies.aggregation import (
     NotFiniteError,
@@ -53,9 +53,7 @@ class IndependentServers(EdgeStrategy):
         super().__init__(
             edge_servers=edge_servers,
             association=association,
-            ledger=None,
-            seed=0,
-            run_folder=run_folder,
+            journal=Journal(None, None, 0, run_folder),
             wait_for_nodes_s=wait_for_nodes_s,
             **fedavg,
         )

@@ -1,39 +1,57 @@
-"""The EVM ledger: determinism, py-evm as judge of its blocks, damage, kills, clocks and keys."""
+"""The EVM ledger: determinism, py-evm as judge of its blocks, payloads, clocks, keys and files."""
 
 import itertools
 import os
-import random
 import sqlite3
 import subprocess
 import sys
-from pathlib import Path
+from dataclasses import replace
+from hashlib import sha256
 
 import pytest
-from conformance import EPOCH_S, KEYS, OPERATOR, device, gradient, head_of, model, payload, run_of, server
 from eth.chains.base import Chain
 from eth.db.atomic import AtomicDB
 from eth.vm.forks.prague import PragueVM
-from eth_keys.datatypes import PrivateKey
+from eth_keys.datatypes import PrivateKey, Signature
+from makers import (
+    EPOCH_S,
+    KEYS,
+    MINED,
+    OPERATOR,
+    device,
+    gradient,
+    head_of,
+    model,
+    of_phases,
+    payload,
+    run_of,
+    seal,
+    server,
+    vote,
+)
 
-from flower_bfl.chain_adapter import Entry, EvmLedger, Kind, simulated_keys
+from flower_bfl.chain_adapter import Entry, EvmLedger, Kind, digest, simulated_keys
 from flower_bfl.chain_adapter._chain import GUARD
 from flower_bfl.chain_adapter._sqlite import ChainDatabase
-from flower_bfl.errors import ConfigError, FlowerBFLError, LedgerError, PayloadError, RejectedError
+from flower_bfl.chain_adapter.signing import sign
+from flower_bfl.errors import ConfigError, LedgerError, PayloadError, RejectedError
 
-KILL = Path(__file__).with_name("killed_run.py")
 
-
-def recorded(ledger: EvmLedger, rounds: int = 2) -> EvmLedger:
-    ledger.open(KEYS)
-    for phase in run_of(rounds):
+def recorded(ledger: EvmLedger, rounds: int = 2, *, mined: bool = False) -> EvmLedger:
+    ledger.open(KEYS, MINED if mined else None)
+    for phase in run_of(rounds, mined=mined):
         ledger.record(phase)
     return ledger
+
+
+class JudgeVM(PragueVM):
+    extra_data_max_bytes = 97  # room for the seal, which a chain of this form needs
 
 
 class Judge(Chain):
     """py-evm's own chain, nothing of ours."""
 
-    vm_configuration = ((0, PragueVM),)
+    vm_configuration = ((0, JudgeVM),)
     chain_id = 0xBF1
 
 
@@ -74,11 +92,13 @@ def test_other_keys_give_another_chain_and_the_same_models():
 @pytest.mark.parametrize("payloads", ["auto", "full"])
 def test_py_evm_imports_every_block(payloads):
     """Signatures, nonces, gas, state, receipts, base fee: all computed again by code that is not ours."""
-    ledger = recorded(EvmLedger(payloads=payloads), rounds=3)
+    ledger = recorded(EvmLedger(payloads=payloads), rounds=3, mined=True)
     ledger.record([gradient(4, device(index), size=170_000 if index == 3 else 5_000) for index in range(18)])
     with pytest.raises(RejectedError):
-        ledger.record([gradient(5, device(0)), gradient(4, device(0))])
-    ledger.record([gradient(5, device(0)), Entry(Kind.CONSENSUS, 5, server(0), b"")])
+        ledger.record([gradient(4, device(20)), gradient(4, device(0))])
+    new = Entry(Kind.GRADIENT, 4, device(30), b"its own")
+    signed = replace(new, signature=sign(KEYS(new.sender), ledger.domain, 2, 4, 0, digest(b"its own")))
+    ledger.record([signed, vote(4, 1, 0), model(4, server(1)), seal(4, device(0)), gradient(5, device(0))])
 
     source = Judge(AtomicDB(ledger._database))
     genesis = source.get_canonical_block_header_by_number(0)
@@ -88,22 +108,44 @@ def test_py_evm_imports_every_block(payloads):
     fields = ("difficulty", "gas_limit", "timestamp", "base_fee_per_gas", "extra_data")
     judge = Judge.from_genesis(target, {name: getattr(genesis, name) for name in fields}, state)
     assert judge.get_canonical_head().hash == genesis.hash
-    for number in range(1, ledger.block_number + 1):
-        judge.import_block(source.get_canonical_block_by_number(number), perform_validation=True)
+    blocks = [source.get_canonical_block_by_number(n) for n in range(1, ledger.block_number + 1)]
+    for block in blocks:
+        judge.import_block(block, perform_validation=True)
     assert judge.get_canonical_head().hash == ledger.block_hash
+    assert sum(len(block.transactions) for block in blocks) == ledger.transactions
+    assert sum(block.header.gas_used for block in blocks) == ledger.gas
+    for block in blocks:
+        assert sum(ledger.gas_of(block.number)) == block.header.gas_used
 
-    transactions = [
-        transaction
-        for number in range(1, ledger.block_number + 1)
-        for transaction in judge.get_canonical_block_by_number(number).transactions
-    ]
-    assert len(transactions) == ledger.transactions
-    assert ledger.gas == sum(
-        judge.get_canonical_block_header_by_number(number).gas_used
-        for number in range(1, ledger.block_number + 1)
-    )
-    senders = [PrivateKey(KEYS(entry.sender)).public_key.to_canonical_address() for entry in ledger.entries()]
-    assert set(senders) <= {transaction.sender for transaction in transactions}
+
+def test_what_was_recorded_is_said_with_its_place():
+    ledger = recorded(EvmLedger(), mined=True)
+    chain = Judge(AtomicDB(ledger._database))
+    heads = []
+    for each in ledger.recorded():
+        transaction = chain.get_canonical_block_by_number(each.block).transactions[each.transaction]
+        assert (each.transaction_hash, each.account) == (transaction.hash, transaction.sender)
+        key = PrivateKey(KEYS(each.entry.sender))
+        assert each.account == key.public_key.to_canonical_address()
+        assert each.digest == sha256(each.entry.payload).digest()
+        assert each.calldata_bytes == len(each.entry.payload)
+        heads += [each.bfl_hash] * bool(each.bfl_hash)
+    entries = of_phases(run_of(2, mined=True))
+    assert heads[0] == head_of(entries[:2])
+    assert heads[-1] == ledger.head == head_of(entries, MINED.difficulty_bits)
+    assert len(heads) == 3
+
+
+@pytest.mark.parametrize("mined", [False, True])
+def test_the_operator_seals_every_block(mined):
+    """The signature in the extra data is one of the header without it, by eth_keys and py-evm's own RLP."""
+    ledger = recorded(EvmLedger(), mined=mined)
+    chain = Judge(AtomicDB(ledger._database))
+    for number in range(1, ledger.block_number + 1):
+        header = chain.get_canonical_block_header_by_number(number)
+        text, signature = header.extra_data[:-65], Signature(header.extra_data[-65:])
+        signer = signature.recover_public_key_from_msg_hash(header.copy(extra_data=text).hash)
+        assert signer == PrivateKey(KEYS(OPERATOR)).public_key
 
 
 # ---- where payloads go
@@ -119,7 +161,7 @@ def test_py_evm_imports_every_block(payloads):
 def test_where_a_payload_goes(tmp_path, payloads, size, in_calldata):
     ledger = EvmLedger(tmp_path, payloads=payloads)
     ledger.open(KEYS)
-    receipt = ledger.record([Entry(Kind.GRADIENT, 1, device(0), b"\x07" * size)])
+    receipt = ledger.record([Entry(Kind.GRADIENT, 0, device(0), b"\x07" * size)])
     assert (receipt.calldata_bytes, receipt.stored_bytes) == ((size, 0) if in_calldata else (0, size))
     assert (tmp_path / "payloads").exists() == (not in_calldata)
     pieces = -(-size // 80_000) if size > 80_000 and in_calldata else 0
@@ -128,17 +170,14 @@ def test_where_a_payload_goes(tmp_path, payloads, size, in_calldata):
 
 
 def test_a_run_may_change_its_payload_mode(tmp_path):
-    phases = [[gradient(k, device(0), size=size)] for k, size in enumerate([100, 50_000, 170_000], start=1)]
     everything = []
-    for k, payloads in enumerate(["auto", "digest", "full"], start=1):
+    for mode, payloads in enumerate(["auto", "digest", "full"]):
         ledger = EvmLedger(tmp_path, payloads=payloads)
         ledger.open(KEYS)
-        for phase in phases:
-            shifted = [
-                Entry(Kind.GRADIENT, 10 * k + entry.round, entry.sender, entry.payload) for entry in phase
-            ]
-            ledger.record(shifted)
-            everything += shifted
+        for step, size in enumerate([100, 50_000, 170_000], start=10 * mode):
+            entry = Entry(Kind.GRADIENT, 0, device(0), b"\x07" * size, step)
+            ledger.record([entry])
+            everything.append(entry)
         ledger.close()
     assert list(EvmLedger(tmp_path).entries()) == everything
 
@@ -164,7 +203,7 @@ def test_a_refused_phase_leaves_no_payload_file(tmp_path):
     ledger = EvmLedger(tmp_path)
     ledger.open(KEYS)
     with pytest.raises(RejectedError):
-        ledger.record([gradient(1, device(0), size=30_000), Entry(Kind.CONSENSUS, 1, device(0), b"x")])
+        ledger.record([gradient(0, device(0), size=30_000), Entry(Kind.CONSENSUS, 0, device(0), b"x")])
     assert not list((tmp_path / "payloads").iterdir())
     ledger.close()
 
@@ -191,7 +230,7 @@ def test_a_clock_sets_times_and_may_stand_still_or_go_back():
     ]
     assert times[1] == 5_000_000_000
     assert all(later > earlier for earlier, later in itertools.pairwise(times))
-    assert ledger.head != head_of([model(k) for k in range(3)])
+    assert ledger.head != head_of(of_phases(run_of(2)))
     assert len(list(ledger.entries())) == sum(map(len, run_of(2)))
 
 
@@ -213,8 +252,8 @@ def test_another_key_for_a_registered_device_is_refused(tmp_path):
     ledger = EvmLedger(tmp_path)
     ledger.open(lambda sender: (KEYS if sender != device(1) else simulated_keys(8))(sender))
     with pytest.raises(RejectedError, match=r"registration refused, IndexTaken \(index 1\): device 1"):
-        ledger.record([gradient(9, device(1))])
-    ledger.record([gradient(9, device(0))])
+        ledger.record([gradient(3, device(1))])
+    ledger.record([gradient(3, device(0))])
     ledger.close()
 
 
@@ -235,6 +274,26 @@ def test_reading_makes_no_files(tmp_path):
     ledger = EvmLedger(tmp_path / "none")
     assert ledger.head == bytes(32) and ledger.block_number == 0 and list(ledger.entries()) == []
     assert not (tmp_path / "none").exists()
+
+
+def test_reading_needs_no_keys(tmp_path):
+    recorded(EvmLedger(tmp_path, payloads="digest"), mined=True).close()
+    for read_only in (False, True):
+        ledger = EvmLedger(tmp_path, read_only=read_only)
+        assert list(ledger.entries()) == of_phases(run_of(2, mined=True))
+        assert ledger.head == head_of(of_phases(run_of(2, mined=True)), MINED.difficulty_bits)
+        assert ledger.rules == MINED
+        ledger.close()
+
+
+def test_a_ledger_that_is_read_only_records_nothing(tmp_path):
+    recorded(EvmLedger(tmp_path)).close()
+    ledger = EvmLedger(tmp_path, read_only=True)
+    with pytest.raises(LedgerError, match="read only"):
+        ledger.open(KEYS)
+    with pytest.raises(LedgerError, match="call `open"):
+        ledger.record([gradient(3, device(0))])
+    ledger.close()
 
 
 def test_a_folder_that_cannot_be_used(tmp_path):
@@ -297,88 +356,8 @@ def test_a_chain_extended_by_another_process_is_noticed(tmp_path):
 def test_a_chain_of_another_contract_version_is_not_continued(tmp_path, monkeypatch):
     recorded(EvmLedger(tmp_path)).close()
     monkeypatch.setattr("flower_bfl.chain_adapter._contract.BYTECODE", b"another")
-    with pytest.raises(LedgerError, match="another version of the FlowerBFL contract"):
+    with pytest.raises(LedgerError, match="not the creation of this version of the FlowerBFL contract"):
         EvmLedger(tmp_path).open(KEYS)
-
-
-# ---- damage
-
-
-def test_no_damage_goes_unnoticed_or_crashes(tmp_path):
-    """In every fourth row one bit changes: what is read is the same, or an error of ours is raised."""
-    recorded(EvmLedger(tmp_path)).close()
-    everything = [entry for phase in run_of(2) for entry in phase]
-    head = head_of([model(k) for k in range(3)])
-    draw = random.Random(1)
-    file = sqlite3.connect(tmp_path / "chain.sqlite", isolation_level=None)
-    rows = file.execute("SELECT key, value FROM chain WHERE length(value) > 0 ORDER BY key").fetchall()
-    noticed = 0
-    for key, value in rows[::4] + [row for row in rows if len(row[1]) > 2000 or row[0] == GUARD]:
-        damaged = bytearray(value)
-        damaged[draw.randrange(len(value))] ^= 1 << draw.randrange(8)
-        file.execute("UPDATE chain SET value = ? WHERE key = ?", (bytes(damaged), key))
-        ledger = EvmLedger(tmp_path)
-        try:
-            assert list(ledger.entries()) == everything
-            assert ledger.head == head
-        except FlowerBFLError:
-            noticed += 1
-        ledger.close()
-        file.execute("UPDATE chain SET value = ? WHERE key = ?", (value, key))
-    assert noticed >= 10
-    assert list(EvmLedger(tmp_path).entries()) == everything
-    file.close()
-
-
-def test_missing_state_is_an_error_of_ours(tmp_path):
-    recorded(EvmLedger(tmp_path)).close()
-    with sqlite3.connect(tmp_path / "chain.sqlite", isolation_level=None) as file:
-        file.execute(
-            "DELETE FROM chain WHERE length(value) > 4000 AND length(key) = 32"
-        )  # the contract's code
-    file.close()
-    with pytest.raises(LedgerError):
-        EvmLedger(tmp_path).open(KEYS)
-
-
-# ---- kills
-
-
-def check_after_kill(folder: Path, acknowledged: int) -> None:
-    """All that was acknowledged is there, whole phases only, and the run goes on."""
-    ledger = EvmLedger(folder)
-    entries = list(ledger.entries())
-    assert len(entries) % 4 == 0
-    assert len(entries) // 4 >= acknowledged
-    assert [entry.round for entry in entries] == [k for k in range(len(entries) // 4) for _ in range(4)]
-    assert ledger.head == head_of([entry for entry in entries if entry.kind is Kind.MODEL])
-    ledger.open(KEYS)
-    ledger.close()
-
-
-def test_a_killed_run_continues(tmp_path):
-    """kill -9 at a random moment, five times in the same folder."""
-    draw = random.Random(2)
-    for _ in range(5):
-        run = subprocess.Popen([sys.executable, KILL, tmp_path], stdout=subprocess.PIPE, text=True)
-        for _ in range(draw.randrange(2, 6)):
-            acknowledged = int(run.stdout.readline())  # ValueError if it ended by itself
-        run.kill()
-        run.communicate()
-        check_after_kill(tmp_path, acknowledged)
-
-
-@pytest.mark.parametrize(
-    ("statement", "number"), [("BEGIN", 1), ("INSERT", 1), ("INSERT", 20), ("COMMIT", 1)]
-)
-def test_a_run_killed_inside_its_commit_continues(tmp_path, statement, number):
-    """It ends itself when SQLite starts on that statement: none, some or all of the block is written."""
-    command = [sys.executable, KILL, tmp_path, statement, str(number)]
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    assert run.returncode == 9
-    assert run.stdout.split() == ["1", "2"]
-    check_after_kill(tmp_path, 2)
-    assert len(list(EvmLedger(tmp_path).entries())) == 8
 
 
 # ---- what the rest of the package relies on
@@ -426,5 +405,5 @@ def test_a_full_cache_changes_nothing(tmp_path, monkeypatch):
 def test_payloads_of_entries_are_what_was_encoded():
     ledger = EvmLedger()
     ledger.open(KEYS)
-    ledger.record([Entry(Kind.GRADIENT, 1, device(0), payload(3, 5000))])
+    ledger.record([Entry(Kind.GRADIENT, 0, device(0), payload(3, 5000))])
     assert [entry.payload for entry in ledger.entries()] == [payload(3, 5000)]

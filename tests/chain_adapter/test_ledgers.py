@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import pytest
-from conformance import KEYS, LedgerConformance, head_of, model, run_of
+from conformance import LedgerConformance
+from makers import KEYS, MINED, head_of, of_phases, run_of
 
 from flower_bfl.chain_adapter import EvmLedger, Ledger, MemoryLedger
 
 
 class TestMemoryLedger(LedgerConformance):
+    takes_signatures = False
+
     def make(self, folder: Path) -> Ledger:
         return MemoryLedger()
 
@@ -44,15 +47,17 @@ class TestEvmLedgerOnDiskDigest(LedgerConformance):
         return EvmLedger(folder, payloads="digest")
 
 
+@pytest.mark.parametrize("mined", [False, True])
 @pytest.mark.parametrize("payloads", ["auto", "full", "digest"])
-def test_the_same_entries_give_the_same_head_everywhere(tmp_path, payloads):
+def test_the_same_entries_give_the_same_head_everywhere(tmp_path, payloads, mined):
     ledgers: list[Ledger] = [
         MemoryLedger(), EvmLedger(payloads=payloads), EvmLedger(tmp_path / "run", payloads=payloads),
     ]  # fmt: skip
     for ledger in ledgers:
-        ledger.open(KEYS)
-        for phase in run_of(2):
+        ledger.open(KEYS, MINED if mined else None)
+        for phase in run_of(2, mined=mined):
             ledger.record(phase)
-    assert {ledger.head for ledger in ledgers} == {head_of([model(k) for k in range(3)])}
+    bits = MINED.difficulty_bits if mined else 0
+    assert {ledger.head for ledger in ledgers} == {head_of(of_phases(run_of(2, mined=mined)), bits)}
     for ledger in ledgers:
         ledger.close()

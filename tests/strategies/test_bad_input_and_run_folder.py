@@ -41,7 +41,7 @@ BAD_ARGUMENTS = [
     ({"outages": [Outage(1, link=(1, 1))]}, "`outages` must name links of the graph"),
     ({"outages": [Outage(1, link=(0, 2))], "graph": "line"}, "`outages` must name links of the graph"),
     ({"mass": "weight"}, "`mass` must be one of .* got 'weight'"),
-    ({"leader": 3}, "`leader` must be 'random' or an edge server of .* got 3"),
+    ({"leader": 3}, "`leader` must be 'random', 'reputation' or an edge server of .* got 3"),
     ({"learning_rate": 0.0}, "`learning_rate` must be positive and finite, got 0.0"),
     ({"learning_rate": float("nan")}, "`learning_rate` must be positive and finite, got nan"),
     ({"graph": [(0, 1)]}, "`graph` must be connected"),
@@ -129,7 +129,7 @@ def test_the_run_folder_holds_every_round_and_the_recorded_model(tmp_path):
     lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [0, 1, 2]
     assert [line["evaluate"]["accuracy"] for line in lines] == [0.0, 0.1, 0.2]
-    assert lines[2]["transactions"] == 4 + 6 * 2 + 1 and lines[2]["head"] == ledger.head.hex()
+    assert lines[2]["transactions"] == 4 + 6 * 2 + 2 and lines[2]["head"] == ledger.head.hex()
     last = [entry for entry in ledger.entries() if entry.kind is Kind.MODEL][-1]
     assert (folder / "model.safetensors").read_bytes() == last.payload
 

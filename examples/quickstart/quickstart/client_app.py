@@ -1,17 +1,30 @@
 """A device: trains the net it is sent on its own samples."""
 
+from collections.abc import Callable
+
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from flower_bfl.learning.models import ConvNet, build
+from flower_bfl.learning.signing import sign_updates
 from flower_bfl.learning.training import evaluate, train
 from quickstart.task import samples_of, training_seed
 
 # One thread a device: the devices share the machine, and the thread count changes the last bits of a sum.
 torch.set_num_threads(1)
 
-app = ClientApp()
+sign = sign_updates()  # with a key that each device makes for itself
+
+
+def sign_if_set(message: Message, context: Context, call_next: Callable[..., Message]) -> Message:
+    """Sign the update if the run's settings say so."""
+    if context.run_config["sign-updates"]:
+        return sign(message, context, call_next)
+    return call_next(message, context)
+
+
+app = ClientApp(mods=[sign_if_set])
 
 
 @app.train()

@@ -3,18 +3,33 @@
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy import FedAdam, FedAvg, Krum, Strategy
 
-from flower_bfl import ConfigError, ConsensusBFL, EvmLedger, IndependentServers, MemoryLedger, report
+from flower_bfl import (
+    ConfigError,
+    ConsensusBFL,
+    EvmLedger,
+    IndependentServers,
+    MemoryLedger,
+    Mining,
+    OnLedger,
+    report,
+)
 from flower_bfl.learning.models import build
 from flower_bfl.learning.training import evaluate
 from quickstart.task import dataset, samples_of
+
+FLOWERS_OWN = {  # strategies of Flower's, with their replies and models on the ledger
+    "fedadam-on-ledger": partial(FedAdam, eta=0.03),
+    "krum-on-ledger": partial(Krum, num_malicious_nodes=2),
+}
 
 app = ServerApp()
 log = logging.getLogger("flwr.quickstart")  # below Flower's own logger, so it comes out with its lines
@@ -85,10 +100,28 @@ def make_strategy(config: dict[str, Any], folder: Path) -> Strategy:
             mixing=config["mixing"],
             p2p_rounds=config["p2p-rounds"],
             ledger=make_ledger(config, folder),
-            leader=leader if leader == "random" else int(leader),
+            mining=make_mining(config),
+            require_signatures=config["sign-updates"],
+            leader=leader if leader in ("random", "reputation") else int(leader),
             **shared,
         )
-    raise ConfigError(f"`strategy` must be one of consensus, independent, fedavg, got {name!r}")
+    if name in FLOWERS_OWN:
+        return OnLedger(
+            FLOWERS_OWN[name](**sampling),
+            make_ledger(config, folder),
+            mining=make_mining(config),
+            require_signatures=config["sign-updates"],
+            seed=config["seed"],
+            run_folder=folder,
+        )
+    known = ", ".join(["consensus", "independent", "fedavg", *FLOWERS_OWN])
+    raise ConfigError(f"`strategy` must be one of {known}, got {name!r}")
+
+
+def make_mining(config: dict[str, Any]) -> Mining | None:
+    """Devices race for each block with equal hash rates; difficulty 0: blocks need no miner."""
+    bits = config["difficulty-bits"]
+    return Mining(difficulty_bits=bits) if bits else None
 
 
 def make_ledger(config: dict[str, Any], folder: Path) -> Any:

@@ -1,0 +1,155 @@
+"""What the payloads of a run say: one pair of functions for each kind, to write it and to read it.
+
+All are canonical encodings (`encoding`): arrays, and metadata from string to string. The formats are written
+down in docs/ledger.md.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flower_bfl.chain_adapter.encoding import Arrays, decode, encode, shallow
+from flower_bfl.config import Consensus, Outage
+from flower_bfl.errors import ConfigError, PayloadError
+from flower_bfl.types import LeftOut
+
+FORMAT = "flower-bfl 2"
+NamedArrays = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, eq=False)
+class RunRules:
+    """The run's constants: whoever has them and the gradients can recompute every model."""
+
+    strategy: str  # class of the strategy whose models are recorded
+    consensus: Consensus | None = None  # None: the models do not follow from (8)-(12)
+    mixing: NDArray[np.float64] | None = None  # Λ, shape (M, M)
+
+    def encode(self) -> bytes:
+        """As the payload of a RULES entry."""
+        fields = {} if self.consensus is None else asdict(self.consensus)
+        arrays = {} if self.mixing is None else {"mixing": self.mixing}
+        return encode(arrays, _metadata(format=FORMAT, strategy=self.strategy, **fields))
+
+    @classmethod
+    def decode(cls, payload: bytes) -> "RunRules":
+        """What `encode` was given; raises PayloadError."""
+        arrays, metadata = _decode(payload)
+        try:
+            if metadata["format"] != FORMAT:
+                raise ValueError(f"format must be {FORMAT!r}, got {metadata['format']!r}")
+            strategy = metadata["strategy"]
+            if "mixing" not in arrays:
+                return cls(strategy)
+            leader = metadata["leader"]
+            consensus = Consensus(
+                edge_servers=int(metadata["edge-servers"]),
+                p2p_rounds=int(metadata["p2p-rounds"]),
+                mass=metadata["mass"],  # type: ignore[arg-type]  # checked there
+                leader=leader if leader in ("random", "reputation") else int(leader),  # type: ignore[arg-type]
+                learning_rate=float(metadata["learning-rate"]),
+            )
+            mixing = np.asarray(arrays["mixing"], dtype=np.float64)
+            if mixing.shape != (consensus.edge_servers, consensus.edge_servers):
+                raise ValueError(f"mixing must be square in the edge servers, got shape {mixing.shape}")
+        except (KeyError, ValueError, ConfigError) as error:
+            raise PayloadError(f"a RULES payload does not say how models are made: {error}") from error
+        return cls(strategy, consensus, mixing)
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """A device's cumulative gradient (6)(7), and its values of what gradients cannot move."""
+
+    arrays: Mapping[str, NDArray[np.generic]]  # float32 where the model is floating-point, in its order
+    samples: float  # D_y
+    steps: int  # e_y
+
+    @classmethod
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite is seen where it is added up
+    def between(
+        cls, before: Arrays, after: Arrays, samples: float, steps: int, learning_rate: float = 1.0
+    ) -> "Gradient":
+        """g_y = (w_k − w_y) / η of each floating-point array, in float32; the other arrays as in `after`."""
+        moved: NamedArrays = {}
+        for name in (name for name, array in before.items() if array.dtype.kind == "f"):
+            difference = np.asarray(before[name], np.float32) - np.asarray(after[name], np.float32)
+            moved[name] = difference if learning_rate == 1.0 else difference / np.float32(learning_rate)
+        copied = {name: array for name, array in after.items() if name not in moved}
+        return cls(moved | {name: copied[name] for name in before if name in copied}, samples, steps)
+
+    def encode(self, server_round: int) -> bytes:
+        """As the payload of a GRADIENT entry."""
+        metadata = _metadata(round=server_round, num_examples=f"{self.samples:.17g}", num_steps=self.steps)
+        return encode(self.arrays, metadata)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> "Gradient":
+        """What `encode` was given; raises PayloadError."""
+        arrays, metadata = _decode(payload)
+        try:
+            samples, steps = float(metadata["num-examples"]), int(metadata["num-steps"])
+            if not (0 < samples <= 2**53 and 1 <= steps < 2**31):
+                raise ValueError(f"got {samples} examples and {steps} steps")
+        except (KeyError, ValueError) as error:
+            raise PayloadError(f"a GRADIENT payload must say examples and steps: {error}") from error
+        return cls(arrays, samples, steps)
+
+
+def consensus_payload(
+    server_round: int, step: int, server: int, state: Arrays, devices: Sequence[int] = ()
+) -> bytes:
+    """x_m^(l) of an edge server; at step 0, also the devices whose gradients are in it."""
+    summed = {"devices": " ".join(map(str, devices))} if step == 0 else {}
+    return encode(state, _metadata(round=server_round, step=step, server=server, **summed))
+
+
+def read_consensus(payload: bytes) -> tuple[NamedArrays, list[int]]:
+    """State and devices of `consensus_payload`; raises PayloadError."""
+    arrays, metadata = _decode(payload)
+    try:
+        return arrays, [int(device) for device in metadata.get("devices", "").split()]
+    except ValueError as error:
+        raise PayloadError(f"a CONSENSUS payload must list devices by number: {error}") from error
+
+
+def report_payload(server_round: int, left_out: Sequence[LeftOut], down: Sequence[Outage]) -> bytes:
+    """Replies that did not enter the round, and edge servers and links that were down."""
+    text = json.dumps({"left_out": list(map(asdict, left_out)), "down": list(map(asdict, down))})
+    return encode({}, _metadata(round=server_round, report=text))
+
+
+def read_report(payload: bytes) -> tuple[list[LeftOut], list[Outage]]:
+    """What `report_payload` was given; raises PayloadError."""
+    _, metadata = _decode(payload)
+    try:
+        report = json.loads(shallow(metadata["report"].encode(), 4))
+        left_out = [LeftOut(**each) for each in report["left_out"]]
+        down = [
+            Outage(**each | {"link": None if each["link"] is None else tuple(each["link"])})
+            for each in report["down"]
+        ]
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise PayloadError(f"a REPORT payload must hold a report: {error}") from error
+    return left_out, down
+
+
+def model_payload(server_round: int, model: Arrays) -> bytes:
+    """The global model after a round; round 0 is the initial one."""
+    return encode(model, _metadata(round=server_round))
+
+
+def read_model(payload: bytes) -> NamedArrays:
+    """The arrays of `model_payload`; raises PayloadError."""
+    return _decode(payload)[0]
+
+
+def _metadata(**fields: object) -> dict[str, str]:
+    return {name.replace("_", "-"): str(value) for name, value in fields.items()}
+
+
+def _decode(payload: bytes) -> tuple[NamedArrays, dict[str, str]]:
+    return decode(payload)

@@ -1,0 +1,137 @@
+"""What a run writes down: the ledger through its recorder, the run folder, a report of every round."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from logging import INFO, WARNING, getLogger
+from pathlib import Path
+
+import numpy as np
+from flwr.app import ArrayRecord, MetricRecord
+from numpy.typing import NDArray
+
+from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Ledger, Role, Sender, digest, simulated_keys
+from flower_bfl.chain_adapter.records import Gradient
+from flower_bfl.config import ContractRules
+from flower_bfl.errors import ConfigError
+from flower_bfl.strategies._recorder import Phases, Recorder
+from flower_bfl.strategies._roster import Trained
+from flower_bfl.strategies._run_folder import RunFolder
+from flower_bfl.types import LeftOut, RoundReport
+
+EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
+OPERATOR = Sender(Role.OPERATOR)
+logger = getLogger("flwr")  # Flower shows this logger's lines among its own, also in `flwr run --stream`
+
+
+class Journal:
+    """Records rounds while the devices go on training, and reports each once its blocks are there.
+
+    Parameters
+    ----------
+    ledger : where entries go, or None.
+    keys : private keys of all who sign here; None derives them from the seed, for simulations.
+    seed : of the derived keys.
+    run_folder : a folder for rounds.jsonl and model.safetensors, or None.
+    """
+
+    def __init__(
+        self, ledger: Ledger | None, keys: Keys | None, seed: int, run_folder: Path | str | None
+    ) -> None:
+        self.ledger = ledger
+        self.reports: list[RoundReport] = []
+        self._keys = keys
+        self._seed = seed
+        self._recorder = Recorder(ledger)
+        self._run_folder = None if run_folder is None else RunFolder(run_folder)
+        self._draft: _Draft | None = None  # the round whose blocks or evaluation are still to come
+
+    @property
+    def head(self) -> bytes:
+        """Hash of the last BFL block on the ledger; empty without one."""
+        return self._recorder.head
+
+    def describe(self) -> str:
+        """Name of the ledger, and whose keys sign."""
+        if self.ledger is None:
+            return "none"
+        keys = "keys derived from the seed: a simulation" if self._keys is None else "keys as given"
+        return f"{type(self.ledger).__name__}, {keys}"
+
+    def begin(self, rules: ContractRules, opening: Sequence[Entry]) -> None:
+        """Open the ledger and start recording what comes before the first round."""
+        if any(self._recorder.head):
+            raise ConfigError(
+                "`ledger` must be empty, got one that holds a run: give every run one of its own"
+            )
+        self._recorder.open(self._keys or simulated_keys(self._seed), rules)
+        self._recorder.submit([opening])
+        self._draft = _Draft(RoundReport(round=0))
+
+    def write(self, report: RoundReport, payload: bytes, phases: Phases) -> None:
+        """Start recording a round; its report and model.safetensors follow when the blocks are there."""
+        warn(report.round, report.left_out)
+        self._draft = _Draft(replace(report, model_digest=digest(payload).hex()), payload)
+        self._recorder.submit(phases)
+
+    def note(self, change: Callable[[RoundReport], RoundReport]) -> None:
+        """Change the report of the round that is being recorded."""
+        if self._draft is not None:
+            self._draft = replace(self._draft, report=change(self._draft.report))
+
+    def noting(self, evaluate: EvaluateFunction) -> EvaluateFunction:
+        """The central evaluation, whose metrics become part of the round's report."""
+
+        def noting(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            metrics = evaluate(server_round, arrays)
+            if metrics is not None:
+                self.note(partial(replace, evaluate=dict(metrics)))
+            return metrics
+
+        return noting
+
+    def finish(self) -> None:
+        """Wait until the last round's blocks are there, then report it; raises the ledger's error."""
+        draft, self._draft = self._draft, None
+        if draft is None:
+            return
+        cost = self._recorder.wait()
+        report = replace(draft.report, ledger=cost, head=self.head.hex())
+        self.reports.append(report)
+        if self._run_folder is not None:
+            self._run_folder.append(report)
+            if draft.payload:
+                self._run_folder.save_model(draft.payload)
+        logger.log(INFO, "%s", report.as_line())
+
+    def close(self) -> None:
+        """Finish, and end the recorder's thread."""
+        try:
+            self.finish()
+        finally:
+            self._recorder.close()
+
+
+def warn(server_round: int, left_out: Iterable[LeftOut]) -> None:
+    """Log whose replies did not enter the round."""
+    for reply in left_out:
+        logger.log(WARNING, "round %d: %s left out: %s", server_round, reply.who, reply.reason)
+
+
+def gradient_entries(
+    server_round: int, trained: Trained, sent: Mapping[str, NDArray[np.generic]], learning_rate: float = 1.0
+) -> Iterator[Entry]:
+    """Every device's cumulative gradient against the model that it was sent, with D_y and e_y."""
+    for device, reply in zip(trained.devices, trained.replies, strict=True):
+        gradient = Gradient.between(sent, reply.arrays, reply.samples, reply.steps, learning_rate)
+        payload = gradient.encode(server_round)
+        sender = Sender(Role.DEVICE, device)
+        yield Entry(Kind.GRADIENT, server_round, sender, payload, signature=reply.signature)
+
+
+@dataclass(frozen=True, eq=False)
+class _Draft:
+    """A report in the making, and the model that goes with it."""
+
+    report: RoundReport
+    payload: bytes = b""

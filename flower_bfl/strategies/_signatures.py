@@ -1,0 +1,101 @@
+"""Updates that devices sign with keys of their own: asked for, checked, passed on."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flower_bfl.chain_adapter.base import Kind, Ledger, digest
+from flower_bfl.chain_adapter.records import Gradient
+from flower_bfl.errors import ConfigError
+from flower_bfl.strategies._replies import Contribution
+from flower_bfl.strategies._roster import Trained
+from flower_bfl.types import LeftOut
+
+
+class Signatures:
+    """Which device signs with which key. A device keeps to its first key, or to none.
+
+    Parameters
+    ----------
+    ledger : whose contract the signatures are bound to; without one nothing is asked for or checked.
+    required : leave out replies without a signature.
+    """
+
+    def __init__(self, ledger: Ledger | None, *, required: bool = False) -> None:
+        if required and ledger is None:
+            raise ConfigError("`require_signatures` needs a `ledger`, got none")
+        self._ledger = ledger
+        self.required = required
+        self._domain: tuple[int, bytes] | None = None
+        self._address: dict[int, bytes] = {}  # of each device; empty if it does not sign
+
+    def request(self, learning_rate: float) -> dict[str, int | str | float]:
+        """What a client needs to sign its update, for the config of its message."""
+        if self._ledger is None:
+            return {}
+        if self._domain is None:  # asked for once: a ledger that records has no time for questions
+            self._domain = self._ledger.domain
+        chain_id, contract = self._domain
+        return {
+            "ledger-chain-id": chain_id,
+            "ledger-contract": contract.hex(),
+            "ledger-learning-rate": learning_rate,
+        }
+
+    def screen(
+        self,
+        server_round: int,
+        trained: Trained,
+        sent: Mapping[str, NDArray[np.generic]],
+        learning_rate: float,
+    ) -> tuple[Trained, list[LeftOut]]:
+        """Those whose signature fits, or who need none, and the others."""
+        if self._ledger is None:
+            return trained, []
+        refused = dict(self._refuse(server_round, trained, sent, learning_rate))
+        left_out = [LeftOut(f"device {trained.devices[y]}", reason) for y, reason in refused.items()]
+        return trained.without(refused), left_out
+
+    def _refuse(
+        self,
+        server_round: int,
+        trained: Trained,
+        sent: Mapping[str, NDArray[np.generic]],
+        learning_rate: float,
+    ) -> Iterator[tuple[int, str]]:
+        for y, (device, reply) in enumerate(zip(trained.devices, trained.replies, strict=True)):
+            if not reply.signature and self.required:
+                yield y, "must sign its update, got none: `require_signatures` is set"
+                continue
+            address = b""
+            if reply.signature:
+                gradient = Gradient.between(sent, reply.arrays, reply.samples, reply.steps, learning_rate)
+                address = self._signer(reply, server_round, digest(gradient.encode(server_round)))
+            known = self._address.get(device, address)
+            others = {at for other, at in self._address.items() if other != device}
+            if reply.signature and address != reply.address:
+                yield y, f"its signature must be one of this update by {_name(reply.address)}, got another"
+            elif address != known:
+                yield (
+                    y,
+                    f"must sign with its first key, {_name(known)}, got {_name(address)}",
+                )
+            elif address and address in others:
+                yield y, f"must have a key of its own, got {_name(address)} of another device"
+            else:
+                self._address[device] = address
+
+    def _signer(self, reply: Contribution, server_round: int, payload_digest: bytes) -> bytes:
+        """Address of who signed the update; empty if nobody can have."""
+        from flower_bfl.chain_adapter.signing import signer  # loads Ethereum, which few runs need here
+
+        assert self._domain is not None, "replies come after `request`"
+        with suppress(ValueError):
+            return signer(reply.signature, self._domain, Kind.GRADIENT, server_round, 0, payload_digest)
+        return b""
+
+
+def _name(address: bytes) -> str:
+    return f"0x{address.hex()}" if address else "none"

@@ -1,0 +1,127 @@
+"""Payload formats: what is written is read again, and garbage is a PayloadError, nothing else."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from flower_bfl.chain_adapter import decode, encode
+from flower_bfl.chain_adapter.records import (
+    Gradient,
+    RunRules,
+    consensus_payload,
+    model_payload,
+    read_consensus,
+    read_model,
+    read_report,
+    report_payload,
+)
+from flower_bfl.config import Consensus, Outage
+from flower_bfl.errors import PayloadError
+from flower_bfl.types import LeftOut
+
+rounds = st.integers(0, 2**32 - 2)
+texts = st.text(st.characters(codec="utf-8"), max_size=30)
+arrays = st.dictionaries(
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(lambda name: name != "__metadata__"),
+    hnp.arrays(np.float32, hnp.array_shapes(max_dims=2, max_side=3), elements=st.floats(-1, 1, width=32)),
+    max_size=3,
+)
+READERS = [RunRules.decode, Gradient.decode, read_consensus, read_report, read_model]
+
+
+def same(left, right):
+    assert list(left) == list(right)
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name])
+
+
+@given(arrays, st.floats(0.001, 2**53), st.integers(1, 2**31 - 1), rounds)
+def test_gradients(values, samples, steps, server_round):
+    gradient = Gradient.decode(Gradient(values, samples, steps).encode(server_round))
+    same(gradient.arrays, values)
+    assert (gradient.samples, gradient.steps) == (samples, steps)
+
+
+@given(arrays, rounds, st.integers(0, 9), st.integers(0, 9), st.lists(st.integers(0, 2**31)))
+def test_consensus_states(values, server_round, step, server, devices):
+    found, named = read_consensus(consensus_payload(server_round, step, server, values, devices))
+    same(found, values)
+    assert named == (devices if step == 0 else [])
+
+
+outages = st.one_of(
+    st.builds(Outage, st.integers(1, 99), st.integers(0, 9), st.none(), st.integers(0, 9)),
+    st.builds(
+        Outage,
+        st.integers(1, 99),
+        st.none(),
+        st.tuples(st.integers(0, 9), st.integers(0, 9)),
+        st.integers(0, 9),
+    ),
+)
+
+
+@given(rounds, st.lists(st.builds(LeftOut, texts, texts), max_size=3), st.lists(outages, max_size=3))
+def test_reports(server_round, left_out, down):
+    assert read_report(report_payload(server_round, left_out, down)) == (left_out, down)
+
+
+@given(arrays, rounds)
+def test_models(values, server_round):
+    same(read_model(model_payload(server_round, values)), values)
+
+
+@pytest.mark.parametrize("leader", ["random", "reputation", 2])
+def test_rules(leader):
+    consensus = Consensus(3, 4, "data", leader, 0.1)
+    mixing = np.random.default_rng(1).random((3, 3))
+    rules = RunRules.decode(RunRules("ConsensusBFL", consensus, mixing).encode())
+    assert (rules.strategy, rules.consensus) == ("ConsensusBFL", consensus)
+    np.testing.assert_array_equal(rules.mixing, mixing)
+    assert RunRules.decode(RunRules("FedAdam").encode()).consensus is None
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes(data):
+    for read in READERS:
+        with pytest.raises(PayloadError):
+            read(data)
+
+
+keys = st.sampled_from([
+    "format", "strategy", "edge-servers", "p2p-rounds", "mass", "leader", "learning-rate", "num-examples",
+    "num-steps", "devices", "report", "round",
+])  # fmt: skip
+values = st.one_of(
+    texts,
+    st.sampled_from([
+        "flower-bfl 2", "3", "-1", "nan", "inf", "1e400", "9" * 5000, "random", "count", "1 2 x", "[]", "{}",
+        "null",
+        '{"left_out": [], "down": [{"round": 1}]}', '{"left_out": 1, "down": 2}', "[" * 100_000,
+        '{"left_out": [], "down": [{"round": "1", "server": 0, "link": null, "step": 0}]}',
+    ]),
+)  # fmt: skip
+
+
+@given(st.dictionaries(keys, values), st.booleans())
+def test_any_metadata(metadata, with_mixing):
+    payload = encode({"mixing": np.zeros((3, 3))} if with_mixing else {}, metadata)
+    for read in READERS:
+        try:
+            read(payload)
+        except PayloadError as error:
+            assert str(error)
+
+
+def test_a_gradient_between_two_models_is_in_float32_and_copies_what_it_cannot_move():
+    before = {"n": np.array([5]), "w": np.array([1.0, 2.0]), "h": np.array([1], np.float16)}
+    after = {"n": np.array([7]), "w": np.array([0.5, 2.25]), "h": np.array([3], np.float16)}
+    found = Gradient.between(before, after, 10, 2, learning_rate=0.5).arrays
+    assert list(found) == ["w", "h", "n"]
+    np.testing.assert_array_equal(found["w"], np.array([1.0, -0.5], np.float32))
+    np.testing.assert_array_equal(found["h"], np.array([-4], np.float32))
+    np.testing.assert_array_equal(found["n"], [7])
+    assert found["w"].dtype == found["h"].dtype == np.float32
+    decode(Gradient(found, 10, 2).encode(1))
