@@ -87,6 +87,97 @@ def run(
         raise typer.Exit(code)
 
 
+_RunFolder = Annotated[
+    Path | None, typer.Argument(help="What `flower-bfl run` left behind.", show_default=False)
+]
+_Rpc = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="In place of a run folder: a node with the chain.", show_default=False),
+]
+_Contract = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="With --rpc: the run's contract.", show_default=False)
+]
+_Payloads = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="With --rpc: the payloads that are not on the chain.", show_default=False
+    ),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+@app.command()
+def audit(
+    run_folder: _RunFolder = None,
+    rpc: _Rpc = None,
+    contract: _Contract = None,
+    payloads: _Payloads = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HASH", help="Head that somebody kept: the run must end with it.", show_default=False
+        ),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Recompute a run from its ledger alone; status 1 if anything does not follow from what was signed."""
+    from flower_bfl._ledger_view import audit_progress, open_node, print_audit
+    from flower_bfl.audit import audit as audit_run
+
+    kept = None if head is None else _parse_head(head)
+    node = _parse_node(run_folder, rpc, contract, payloads)
+    with audit_progress() as progress:
+        source = run_folder if node is None else open_node(*node)[0]
+        assert source is not None  # or there is a node
+        report = audit_run(source, head=kept, progress=progress)
+    print_audit(report, as_json=as_json)
+    if report.finding is not None:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ledger(
+    run_folder: _RunFolder = None,
+    rpc: _Rpc = None,
+    contract: _Contract = None,
+    payloads: _Payloads = None,
+    server_round: Annotated[
+        int | None,
+        typer.Option("--round", min=0, help="Show the transactions of this round.", show_default=False),
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Show a run's ledger: blocks, leaders, miners, gas, or the transactions of one round."""
+    from flower_bfl._ledger_view import Browser, open_folder, open_node, print_ledger
+
+    node = _parse_node(run_folder, rpc, contract, payloads)
+    chain, store = open_folder(run_folder or Path()) if node is None else open_node(*node)
+    print_ledger(Browser(chain, store, server_round), server_round, as_json=as_json)
+
+
+def _parse_node(
+    run_folder: Path | None, rpc: str | None, contract: str | None, payloads: Path | None
+) -> tuple[str, str, Path] | None:
+    """URL, contract's address and payloads of a chain on a node; None if it is in a run folder."""
+    if run_folder is not None and (rpc, contract, payloads) == (None, None, None):
+        return None
+    if run_folder is not None or rpc is None or contract is None or payloads is None:
+        raise ConfigError(
+            "`RUN_FOLDER` must be given, or `--rpc`, `--contract` and `--payloads` in its place"
+        )
+    return rpc, contract, payloads
+
+
+def _parse_head(text: str) -> bytes:
+    try:
+        head = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError:
+        head = b""
+    if len(head) != 32:
+        raise ConfigError(f"`--head` must be 64 hexadecimal digits, got {text!r}")
+    return head
+
+
 def _run_folder_for(app: Path) -> Path:
     return Path("runs") / f"{app.resolve().name}-{datetime.now():%Y%m%d-%H%M%S}"
 

@@ -1,0 +1,115 @@
+"""A run followed entry by entry: what belongs to which round, and whether each model follows."""
+
+from flower_bfl._audit_findings import decoded, differs, wrong
+from flower_bfl._audit_training import Round, TrainingRules, adjacency
+from flower_bfl.chain_adapter._reader import Recorded
+from flower_bfl.chain_adapter.base import Kind, Role, Sender
+from flower_bfl.chain_adapter.records import NamedArrays, RunRules, model_payload, read_model
+from flower_bfl.config import ContractRules
+from flower_bfl.errors import ConfigError
+from flower_bfl.network import mixing_matrix
+from flower_bfl.strategies._layout import Layout
+
+
+class RunAudit:
+    """Keeps one model and the entries of one round, whatever the length of the run.
+
+    Parameters
+    ----------
+    contract : the contract's rules; those in the RULES entry must agree with them.
+    """
+
+    def __init__(self, contract: ContractRules) -> None:
+        self._contract = contract
+        self._round = Round()
+        self._votes: dict[int, set[Sender]] = {}  # of the round, by accused edge server
+        self._quarantined_until: dict[int, int] = {}
+        self._rules: TrainingRules | None = None  # once the initial model is there
+        self._model: NamedArrays = {}
+        self.run: RunRules | None = None
+        self.recomputed = 0  # models
+        self.not_aggregated = 0  # gradients
+        self.withdrawn = 0  # models whose leader was voted out before they were sealed
+
+    def read(self, at: Recorded) -> None:
+        """Take in the next entry; raises LedgerError for what does not follow."""
+        kind = at.entry.kind
+        if (self.run is None) != (kind is Kind.RULES):
+            raise wrong(at, "a run must begin with its RULES, given once", "RULES first", kind.name)
+        if kind is Kind.RULES:
+            self.run = self._read_rules(at)
+        elif kind is Kind.VOTE:
+            self._vote(at)
+        elif kind is Kind.MODEL:
+            self.withdrawn += self._round.model is not None
+            self._round.model = at
+            until = self._quarantined_until
+            self._round.barred = frozenset(server for server in until if at.entry.round < until[server])
+        elif kind is not Kind.SEAL and self.run is not None and self.run.consensus is not None:
+            self._keep(at)
+        if at.bfl_hash:
+            self._close()
+
+    def _read_rules(self, at: Recorded) -> RunRules:
+        run = decoded(at, RunRules.decode)
+        if (payload := run.encode()) != at.entry.payload:
+            raise differs(at, "RULES must say what they have to and nothing else", payload)
+        if run.consensus is None or run.mixing is None:
+            return run
+        wanted = (run.consensus.edge_servers, run.consensus.leader)
+        found = (self._contract.edge_servers, self._contract.leader)
+        if wanted != found:
+            rule = "the contract must have the edge servers and the leader rule of RULES"
+            raise wrong(at, rule, f"{wanted[0]}, {wanted[1]!r}", f"{found[0]}, {found[1]!r}")
+        try:
+            mixing_matrix(run.mixing, adjacency(run.mixing))
+        except ConfigError as error:
+            rule = "RULES must hold a mixing matrix Λ"
+            raise wrong(at, rule, "symmetric, connected, rows that sum to 1", str(error)) from error
+        return run
+
+    def _vote(self, at: Recorded) -> None:
+        accused = at.entry.step
+        voters = self._votes.setdefault(accused, set())
+        voters.add(at.entry.sender)
+        if 2 * len(voters) > self._contract.edge_servers - 1:
+            self._quarantined_until[accused] = at.entry.round + self._contract.quarantine_rounds + 1
+
+    def _keep(self, at: Recorded) -> None:
+        now, entry = self._round, at.entry
+        if entry.kind is Kind.CONSENSUS:
+            if now.number == 0:
+                raise wrong(at, "round 0 must have no consensus", "the initial model only", "a state")
+            now.states[entry.step, entry.sender.index] = at
+        elif entry.kind is Kind.REPORT:
+            if now.report is not None:
+                raise wrong(at, "a round must have one REPORT at most", "one", "another one")
+            now.report = at
+        elif entry.sender.role is not Role.DEVICE:
+            self.not_aggregated += 1
+        elif entry.sender.index in now.gradients:
+            raise wrong(at, "a device must have one GRADIENT a round at most", "one", "another one")
+        else:
+            now.gradients[entry.sender.index] = at
+
+    def _close(self) -> None:
+        """Check the round whose model is sealed, and begin the next."""
+        now, run = self._round, self.run
+        assert now.model is not None and run is not None
+        if run.consensus is not None and run.mixing is not None:
+            used = 0
+            if self._rules is None:
+                self._model = _initial(now.model)
+                self._rules = TrainingRules(run.consensus, run.mixing, Layout.of(self._model))
+            else:
+                self._model, used = self._rules.follow(now, self._model)
+                self.recomputed += 1
+            self.not_aggregated += len(now.gradients) - used
+        self._round, self._votes = Round(now.number + 1), {}
+
+
+def _initial(at: Recorded) -> NamedArrays:
+    model = decoded(at, read_model)
+    if (payload := model_payload(0, model)) != at.entry.payload:
+        raise differs(at, "the initial model must be one of round 0", payload)
+    return model
