@@ -20,27 +20,48 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
 
 
-def test_the_drop_in_example_runs(tmp_path, monkeypatch):
+@pytest.fixture
+def federation(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tests" / "strategies")
-    from federation import Federation, walker
+    import federation
 
+    return federation
+
+
+def test_the_drop_in_example_runs(tmp_path, monkeypatch, federation):
     monkeypatch.chdir(tmp_path)
     (example,) = blocks(ROOT / "README.md", "python")
     names = {"initial_weights": lambda: [np.zeros((4, 3), np.float32), np.zeros(3, np.float32)]}
     exec(example, names)  # what a reader would paste
-    names["main"](Federation([walker(n) for n in range(5)]), None)
+    names["main"](federation.Federation([federation.walker(n) for n in range(5)]), None)
     ledger = EvmLedger("ledger")
     assert sum(entry.kind is Kind.MODEL for entry in ledger.entries()) == 11
     ledger.close()
 
 
-def test_the_ledger_example_runs(tmp_path, monkeypatch):
+def run_page(name, names):
+    for example in blocks(ROOT / "docs" / name, "python"):
+        exec(example, names)
+    return names
+
+
+def test_the_ledger_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (example,) = blocks(ROOT / "docs" / "ledger.md", "python")
-    names = {"weights": np.ones(3, np.float32)}
-    exec(example, names)
+    names = run_page("ledger.md", {"weights": np.ones(3, np.float32)})
     assert [entry.kind for entry in names["ledger"].entries()] == [Kind.MODEL]
+    assert names["models"] == len(names["sealed"]) == 1
     names["ledger"].close()
+
+
+def test_the_examples_of_keys_run(tmp_path, monkeypatch, federation):
+    monkeypatch.chdir(tmp_path)
+    names = run_page("keys.md", {"password": "correct horse"})
+    grid = federation.Federation([federation.walker(n) for n in range(3)])
+    names["strategy"].start(grid, federation.initial(), num_rounds=1)
+    assert sorted(path.name for path in Path("keys").iterdir()) == sorted(
+        ["operator.json", *(f"{role}-{n}.json" for role in ("device", "server") for n in range(3))]
+    )
+    assert names["app"] is not None
 
 
 def test_settings_in_commands_exist():
