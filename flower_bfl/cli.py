@@ -209,9 +209,16 @@ def _print_run_folder(folder: Path) -> None:
     if not folder.is_dir():
         return
     table = Table("file", "size", title=f"Run folder {folder}", title_justify="left")
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    payloads = folder / "chain" / "payloads"  # thousands of files
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.parent != payloads):
         table.add_row(str(path.relative_to(folder)), decimal(path.stat().st_size))
-    Console(soft_wrap=True).print(table)
+    if payloads.is_dir():
+        sizes = [path.stat().st_size for path in payloads.iterdir()]
+        table.add_row(f"chain/payloads/, {len(sizes)} files", decimal(sum(sizes)))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    if (folder / "chain" / "chain.sqlite").exists():
+        console.print(f"To check it: flower-bfl audit {folder}", highlight=False)
 
 
 if __name__ == "__main__":  # python -m flower_bfl.cli, where the command is not on the PATH

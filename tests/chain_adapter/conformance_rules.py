@@ -365,3 +365,10 @@ class RulesConformance:
         refuses(ledger, model(1, server(2), passed=2), "AlreadySubmitted")
         ledger.record([seal(1, device(0))])
         assert ledger.head == head_of([model(0), other, seal(1, device(0))], 4)
+
+    def test_a_model_that_came_to_nothing_leaves_no_trace_in_the_head(self, opened):
+        """Nor in the timestamp of the one that replaces it."""
+        ledger = opened(ContractRules(edge_servers=2, difficulty_bits=4))
+        other = Entry(Kind.MODEL, 1, server(1), payload(5))
+        ledger.record([model(0), model(1, server(0)), vote(1, 1, 0), other, seal(1, device(0))])
+        assert ledger.head == head_of([model(0), other, seal(1, device(0))], 4)

@@ -257,6 +257,15 @@ def test_another_key_for_a_registered_device_is_refused(tmp_path):
     ledger.close()
 
 
+def test_one_key_for_two_devices_is_refused():
+    ledger = EvmLedger()
+    ledger.open(lambda sender: KEYS(device(0) if sender == device(1) else sender))
+    ledger.record([gradient(0, device(0))])
+    with pytest.raises(RejectedError, match=r"registration refused, AlreadyRegistered .*: device 1"):
+        ledger.record([gradient(0, device(1))])
+    assert list(ledger.entries()) == [gradient(0, device(0))]
+
+
 @pytest.mark.parametrize("key", [b"", bytes(31), bytes(32), b"\xff" * 32])
 def test_a_void_key(key):
     with pytest.raises(ConfigError, match=r"`keys` must give 32 bytes .* for operator"):
