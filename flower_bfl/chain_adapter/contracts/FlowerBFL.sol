@@ -206,7 +206,7 @@ contract FlowerBFL {
         bytes32 message = keccak256(abi.encodePacked(bytes2(0x1901), domainSeparator, entry));
         address signer =
             ecrecover(message, uint8(signature[64]), bytes32(signature[:32]), bytes32(signature[32:64]));
-        if (!accounts[signer].registered) revert BadSignature();
+        if (signer == address(0) || !accounts[signer].registered) revert BadSignature();
         _submit(signer, kind, round, step, digest, payload);
     }
 
