@@ -3,7 +3,7 @@
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from hashlib import file_digest
 from pathlib import Path
 
@@ -17,7 +17,7 @@ _CHAIN = "chain/chain.sqlite"
 _PAYLOADS = "chain/payloads"
 _ROUNDS = "rounds.jsonl"
 _MODEL = "model.safetensors"
-_PARTS = (_CHAIN, f"{_CHAIN}-wal", f"{_CHAIN}-shm", _PAYLOADS, _ROUNDS, _MODEL)
+_PARTS = (_CHAIN, f"{_CHAIN}-wal", f"{_CHAIN}-shm", f"{_CHAIN}-journal", _PAYLOADS, _ROUNDS, _MODEL)
 
 _DEPTH = 8  # of the JSON in rounds.jsonl
 
@@ -82,9 +82,9 @@ class AuditedFolder:
             if not Path(target := os.path.realpath(path / part)).is_relative_to(os.path.realpath(path)):
                 raise LedgerError(f"{part} must lie in the run folder", expected="no link", found=target)
         # In the order opposite to that of writing: of a run in progress, the chain is ahead of the rest.
-        self._model = _digest_of_file(path / _MODEL)
         self._rounds = path / _ROUNDS
         self._size = self._rounds.stat().st_size if self._rounds.is_file() else None
+        self._model = _digest_of_file(path / _MODEL)
         self.store = AuditedStore(path / _PAYLOADS)
         self.ledger = EvmLedger(path / "chain", store=self.store, read_only=True)
         self.notes: list[str] = []
@@ -92,6 +92,11 @@ class AuditedFolder:
         self._told = -1  # last round in rounds.jsonl
         self._models_round = -1  # whose model is in the folder
         self._last = (-1, "")  # round on the chain, and its model's digest
+
+    def close(self) -> None:
+        """Close the files."""
+        self._lines.close()
+        self.ledger.close()
 
     def check_round(self, server_round: int, model: bytes, at: Recorded) -> None:
         """Compare what the folder says about a round with its model's digest and the entry that ended it."""
@@ -129,7 +134,7 @@ class AuditedFolder:
                 f"{len(extra)} files in {_PAYLOADS} to which nothing refers, such as {extra[0]}"
             )
 
-    def _read_lines(self) -> Iterator[dict[str, object]]:
+    def _read_lines(self) -> Generator[dict[str, object], None, None]:
         left = self._size or 0
         if not left:
             return

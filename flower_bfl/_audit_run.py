@@ -1,5 +1,7 @@
 """A run followed entry by entry: what belongs to which round, and whether each model follows."""
 
+import numpy as np
+
 from flower_bfl._audit_findings import decoded, differs, wrong
 from flower_bfl._audit_training import Round, TrainingRules, adjacency
 from flower_bfl.chain_adapter._reader import Recorded
@@ -63,7 +65,7 @@ class RunAudit:
             raise wrong(at, rule, f"{wanted[0]}, {wanted[1]!r}", f"{found[0]}, {found[1]!r}")
         try:
             mixing_matrix(run.mixing, adjacency(run.mixing))
-        except ConfigError as error:
+        except (ConfigError, np.linalg.LinAlgError) as error:
             rule = "RULES must hold a mixing matrix Λ"
             raise wrong(at, rule, "symmetric, connected, rows that sum to 1", str(error)) from error
         return run
@@ -80,13 +82,15 @@ class RunAudit:
         if entry.kind is Kind.CONSENSUS:
             if now.number == 0:
                 raise wrong(at, "round 0 must have no consensus", "the initial model only", "a state")
+            if now.model is not None:
+                raise wrong(at, "consensus must come before the model", "no state", "a state after it")
             now.states[entry.step, entry.sender.index] = at
         elif entry.kind is Kind.REPORT:
             if now.report is not None:
                 raise wrong(at, "a round must have one REPORT at most", "one", "another one")
             now.report = at
-        elif entry.sender.role is not Role.DEVICE:
-            self.not_aggregated += 1
+        elif entry.sender.role is not Role.DEVICE or entry.step or now.model is not None:
+            self.not_aggregated += 1  # nobody sums it up
         elif entry.sender.index in now.gradients:
             raise wrong(at, "a device must have one GRADIENT a round at most", "one", "another one")
         else:

@@ -15,6 +15,7 @@ from flower_bfl.chain_adapter.records import (
     Gradient,
     NamedArrays,
     consensus_payload,
+    model_digest,
     model_payload,
     read_consensus,
     read_report,
@@ -111,7 +112,7 @@ class TrainingRules:
     def _follow(self, now: Round, before: NamedArrays, down: list[Outage]) -> tuple[NamedArrays, int]:
         assert now.model is not None, "a round is checked once its model is sealed"
         at, last = now.model, self.consensus.p2p_rounds
-        trained = self._trained(now)
+        trained = self._trained(now, model_digest(now.number - 1, before))
         if not trained.devices:
             for state in now.states.values():
                 raise wrong(state, "a round without gradients must have no consensus", "no state", "one")
@@ -161,7 +162,7 @@ class TrainingRules:
             raise wrong(now.report, rule, "outages of this round", str(error)) from error
         return down
 
-    def _trained(self, now: Round) -> _Trained:
+    def _trained(self, now: Round, model: bytes) -> _Trained:
         """The gradients that edge servers claim in their first states."""
         home: dict[int, int] = {}
         for (step, server), at in now.states.items():
@@ -177,7 +178,7 @@ class TrainingRules:
                     raise wrong(at, rule, f"device {device} at edge server {home[device]} only", "here too")
                 home[device] = server
         devices = sorted(home)
-        gradients = [self._gradient(now.gradients[device], now.number) for device in devices]
+        gradients = [self._gradient(now.gradients[device], now.number, model) for device in devices]
         return _Trained(
             devices,
             gradients,
@@ -186,10 +187,10 @@ class TrainingRules:
             np.array([gradient.steps for gradient in gradients], dtype=np.int64),
         )
 
-    def _gradient(self, at: Recorded, server_round: int) -> Gradient:
+    def _gradient(self, at: Recorded, server_round: int, model: bytes) -> Gradient:
         gradient = decoded(at, Gradient.decode)
-        if (payload := gradient.encode(server_round)) != at.entry.payload:
-            raise differs(at, "a GRADIENT must be one of its round", payload)
+        if (payload := gradient.encode(server_round, model)) != at.entry.payload:
+            raise differs(at, "a GRADIENT must be one of its round and model", payload)
         layout = self.layout
         dtypes = dict.fromkeys(layout.trained, "float32")
         dtypes |= {name: layout.dtypes[name].name for name in layout.copied}

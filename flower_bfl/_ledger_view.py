@@ -38,6 +38,9 @@ class BrowsedLedger(AuditedLedger, Protocol):
     def gas(self) -> int:
         """What all of them took."""
 
+    def close(self) -> None:
+        """Release what it holds open."""
+
 
 class BrowsedStore(AuditedStore):
     """Payloads that may be missing: a ledger can be looked at without them."""
@@ -282,8 +285,13 @@ def _facts(rows: Mapping[str, object]) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, escape(str(value)))
+        table.add_row(name, _plain(value))
     return table
+
+
+def _plain(value: object) -> str:
+    """Text that no record can make a terminal's command or rich's markup of."""
+    return escape("".join(each if each.isprintable() else repr(each)[1:-1] for each in str(value)))
 
 
 def _number(value: int | None) -> str:
@@ -316,9 +324,9 @@ def print_audit(report: AuditReport, *, as_json: bool) -> None:
     checked, finding = report.checked, report.finding
     rows: dict[str, str] = {}
     if finding is None:
-        console.print(f"[green]✓ {escape(report.verdict)}[/green]", soft_wrap=True)
+        console.print(f"[green]✓ {_plain(report.verdict)}[/green]", soft_wrap=True)
     else:
-        console.print(f"[red]✗ {escape(report.verdict)}[/red]", soft_wrap=True)
+        console.print(f"[red]✗ {_plain(report.verdict)}[/red]", soft_wrap=True)
         rows |= {"where": finding.where or "the run as a whole", "rule": finding.rule}
         rows |= {"expected": finding.expected, "found": finding.found}
     counts = {

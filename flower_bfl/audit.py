@@ -6,6 +6,7 @@ run entry by entry with memory for one round. `docs/ledger.md` says what is prov
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from flower_bfl._audit_run import RunAudit
 from flower_bfl.chain_adapter._reader import Recorded
 from flower_bfl.chain_adapter.base import Kind, Role
 from flower_bfl.config import ContractRules
-from flower_bfl.errors import LedgerError
+from flower_bfl.errors import LedgerError, RunFolderError
 
 Progress = Callable[[str, int, int], object]
 """Hears what is being checked ("file" or "chain"), the block's number, and that of the last one."""
@@ -137,18 +138,20 @@ def audit(
     walk = _Walk(head)
     try:
         if isinstance(source, Path | str):
-            folder = AuditedFolder(Path(source))
-            try:
+            with closing(AuditedFolder(Path(source))) as folder:
                 folder.ledger.check_file(partial(progress, "file"))
                 walk.go(folder.ledger, folder, progress)
-            finally:
-                folder.ledger.close()
         else:
             walk.go(source, None, progress)
     except LedgerError as error:
         if not isinstance(source, Path | str) and not error.expected:
             raise
         return walk.report(Finding.of(error))
+    except RunFolderError:
+        raise
+    except Exception as error:  # whatever a hostile record makes of a library: it is no proof
+        rule = "what is recorded must be such that it can be checked"
+        return walk.report(Finding(rule, expected="records in their formats", found=repr(error)))
     return walk.report(None)
 
 

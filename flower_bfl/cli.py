@@ -3,6 +3,7 @@
 import re
 import sys
 import tomllib
+from contextlib import closing
 from datetime import datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -125,11 +126,13 @@ def audit(
     from flower_bfl.audit import audit as audit_run
 
     kept = None if head is None else _parse_head(head)
-    node = _parse_node(run_folder, rpc, contract, payloads)
+    source = _parse_source(run_folder, rpc, contract, payloads)
     with audit_progress() as progress:
-        source = run_folder if node is None else open_node(*node)[0]
-        assert source is not None  # or there is a node
-        report = audit_run(source, head=kept, progress=progress)
+        if isinstance(source, Path):
+            report = audit_run(source, head=kept, progress=progress)
+        else:
+            with closing(open_node(*source)[0]) as chain:
+                report = audit_run(chain, head=kept, progress=progress)
     print_audit(report, as_json=as_json)
     if report.finding is not None:
         raise typer.Exit(1)
@@ -150,17 +153,18 @@ def ledger(
     """Show a run's ledger: blocks, leaders, miners, gas, or the transactions of one round."""
     from flower_bfl._ledger_view import Browser, open_folder, open_node, print_ledger
 
-    node = _parse_node(run_folder, rpc, contract, payloads)
-    chain, store = open_folder(run_folder or Path()) if node is None else open_node(*node)
-    print_ledger(Browser(chain, store, server_round), server_round, as_json=as_json)
+    source = _parse_source(run_folder, rpc, contract, payloads)
+    chain, store = open_folder(source) if isinstance(source, Path) else open_node(*source)
+    with closing(chain):
+        print_ledger(Browser(chain, store, server_round), server_round, as_json=as_json)
 
 
-def _parse_node(
+def _parse_source(
     run_folder: Path | None, rpc: str | None, contract: str | None, payloads: Path | None
-) -> tuple[str, str, Path] | None:
-    """URL, contract's address and payloads of a chain on a node; None if it is in a run folder."""
+) -> Path | tuple[str, str, Path]:
+    """The run folder, or URL, contract's address and payloads of a chain on a node."""
     if run_folder is not None and (rpc, contract, payloads) == (None, None, None):
-        return None
+        return run_folder
     if run_folder is not None or rpc is None or contract is None or payloads is None:
         raise ConfigError(
             "`RUN_FOLDER` must be given, or `--rpc`, `--contract` and `--payloads` in its place"

@@ -37,6 +37,8 @@ class Outage:
             raise ConfigError(
                 f"`Outage` must name either `server` or `link`, got {self.server} and {self.link}"
             )
+        if self.link is not None and len(self.link) != 2:
+            raise ConfigError(f"`link` of an `Outage` must name two edge servers, got {self.link}")
         if self.round < 1 or self.step < 0:
             raise ConfigError(
                 f"`Outage` must have round >= 1 and step >= 0, got {self.round} and {self.step}"
@@ -55,14 +57,17 @@ class Outage:
 def check_outages(outages: Sequence[Outage], adjacency: NDArray[np.bool_]) -> None:
     """Raise ConfigError unless outages name servers and links of the run and each round keeps a server up."""
     servers = len(adjacency)
+    lost: dict[int, set[int]] = {}
     for outage in outages:
         if any(not 0 <= server < servers for server in outage.servers):
             raise ConfigError(f"`outages` must name edge servers of 0..{servers - 1}, got {outage}")
         if outage.link is not None and not adjacency[outage.link]:
             raise ConfigError(f"`outages` must name links of the graph, got {outage}")
-        lost = {other.server for other in outages if other.round == outage.round} - {None}
-        if len(lost) == servers:
-            raise ConfigError(f"`outages` must leave an edge server up, got none in round {outage.round}")
+        if outage.server is not None:
+            lost.setdefault(outage.round, set()).add(outage.server)
+    for server_round, down in lost.items():
+        if len(down) == servers:
+            raise ConfigError(f"`outages` must leave an edge server up, got none in round {server_round}")
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,11 @@ class Mining:
         if not 0 < self.work_hashes < float("inf"):
             raise ConfigError(f"`work_hashes` must be positive and finite, got {self.work_hashes}")
         check_whole_number("difficulty_bits", self.difficulty_bits, 1, 32)
+
+    def has_rate(self, device: int) -> bool:
+        """Whether the device can mine; one that nobody planned for cannot."""
+        rates = np.asarray(self.hash_rates)
+        return rates.ndim == 0 or device < rates.size
 
     def rates_of(self, devices: Sequence[int]) -> NDArray[np.float64]:
         """Ψ of some devices, shape (n,); raises ConfigError for a device that has none."""

@@ -99,6 +99,7 @@ class Toy:
         active = [m for m in range(self.servers) if m not in dead(0)]
         training = [n for n in range(self.devices) if n % self.servers in active and k not in self.idle]
         rng = np.random.default_rng([1, k])
+        sent = self._payload(k - 1)
         gradients = {n: rng.standard_normal(self.size).astype(np.float32) for n in training}
         samples = {n: 10.0 + 3 * n for n in training}
         steps = {n: 1 + n % 3 for n in training}
@@ -106,7 +107,9 @@ class Toy:
         self._phase(
             Entry(
                 Kind.GRADIENT, k, device(n),
-                Gradient(arrays_of(gradients[n], count=counters[n]), samples[n], steps[n]).encode(k),
+                Gradient(arrays_of(gradients[n], count=counters[n]), samples[n], steps[n]).encode(
+                    k, sha256(sent).digest()
+                ),
             )
             for n in training
         )  # fmt: skip

@@ -1,5 +1,6 @@
 """Accounts that sign, and signed transactions."""
 
+import sys
 from dataclasses import dataclass
 
 import coincurve
@@ -12,10 +13,14 @@ from flower_bfl.chain_adapter._rlp import Item, decode, encode, number
 from flower_bfl.chain_adapter.base import Keys, Sender
 from flower_bfl.errors import ConfigError
 
+# py-evm raises it to 100,000 when it is imported, at which nested input overflows the stack of C.
+sys.setrecursionlimit(2_000)
+
 CHAIN_ID = 0xBF1
 MAX_FEE_WEI = 10**9
 """Price per unit of gas that a transaction may pay; the base fee stays far below."""
 
+_HALF_ORDER = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141 // 2  # of secp256k1
 _TYPE = b"\x02"  # a transaction of EIP-1559
 
 
@@ -112,6 +117,7 @@ class ReadTransaction:
     data: bytes
     chain_id: int
     nonce: int
+    value_wei: int
 
 
 def read_transaction(encoded: bytes) -> ReadTransaction:
@@ -121,13 +127,16 @@ def read_transaction(encoded: bytes) -> ReadTransaction:
     fields = decode(encoded[1:])
     if not isinstance(fields, list) or len(fields) != 12:
         raise ValueError("a transaction of this type has 12 fields")
-    texts = [
-        field if isinstance(field, bytes) else b"" for field in fields
-    ]  # but for the access list, field 8
-    parity, r, s = texts[9:]
+    texts = [field for field in fields if isinstance(field, bytes)]
+    if fields[8] != [] or len(texts) != 11:
+        raise ValueError("all fields but an empty access list must be bytes")
+    parity, r, s = texts[8:]
+    if parity not in (b"", b"\1") or int.from_bytes(s) > _HALF_ORDER:
+        raise ValueError("a signature must have parity 0 or 1 and the lower of its two s")
     message = keccak(_TYPE + encode(fields[:9]))
     signature = r.rjust(32, b"\0") + s.rjust(32, b"\0") + (parity or b"\0")
-    return ReadTransaction(recover(message, signature), texts[5], texts[7], *map(int.from_bytes, texts[:2]))
+    chain_id, nonce, value_wei = (int.from_bytes(texts[place]) for place in (0, 1, 6))
+    return ReadTransaction(recover(message, signature), texts[5], texts[7], chain_id, nonce, value_wei)
 
 
 def address_of(key: coincurve.PublicKey) -> Address:

@@ -162,6 +162,8 @@ def read_call(data: bytes) -> Call | None:
         )  # fmt: skip
     signature = tail(5) if name == "relay" else b""
     kind, server_round, step = Kind(numbers[0]), numbers[1], numbers[2]
+    if kind in (Kind.MODEL, Kind.SEAL):
+        raise ValueError(f"WrongKind: {kind.name} to `{name}`")
     return Call(name, kind, server_round, step, 0, words[3], tail(4), signature)
 
 

@@ -45,6 +45,7 @@ class EntryReader:
         self._fetch = fetch
         self._senders: dict[bytes, Sender] = {}
         self._pieces: dict[tuple[bytes, bytes], list[tuple[int, int]]] = {}
+        self._nonces: dict[bytes, int] = {}  # the last of each account
         self._domain = (0, bytes(20))
         self.book = RuleBook()
         self.operator = bytes(20)
@@ -93,6 +94,8 @@ class EntryReader:
     ) -> Recorded | None:
         data = transaction.data
         if not self._senders:  # the operator makes the contract
+            if transaction.to or transaction.value_wei:
+                raise LedgerError("the first transaction must make the contract")
             self.book = RuleBook(_contract.read_creation(data))
             self.operator = transaction.sender
             self._senders[transaction.sender] = _OPERATOR
@@ -100,12 +103,19 @@ class EntryReader:
             return None
         if transaction.to != self._domain[1]:
             return None
+        if transaction.chain_id != self._domain[0]:
+            raise LedgerError(f"a transaction of chain {transaction.chain_id}, not {self._domain[0]}")
+        if transaction.nonce <= self._nonces.get(transaction.sender, -1):
+            raise LedgerError(f"nonce {transaction.nonce} of this account is used up")
+        self._nonces[transaction.sender] = transaction.nonce
         if (new := _contract.read_register(data)) is not None:
             self._register(transaction.sender, new)
             return None
         call = _contract.read_call(data)
         if call is None:
             return None
+        if transaction.value_wei:
+            raise LedgerError(f"`{call.function}` takes no money, got {transaction.value_wei} wei")
         if call.kind is None:
             places = self._pieces.setdefault((transaction.sender, call.digest), [])
             if self._senders.get(transaction.sender) is None or call.index != len(places):

@@ -10,7 +10,10 @@ Item: TypeAlias = "bytes | list[Item]"
 
 def encode(item: Item) -> bytes:
     """Bytes or nested lists of bytes as RLP."""
-    return bytes(rlp.encode(item, infer_serializer=False))
+    try:
+        return bytes(rlp.encode(item, infer_serializer=False))
+    except RecursionError as error:
+        raise ValueError("lists are nested too deeply for RLP") from error
 
 
 def decode(encoded: bytes) -> Item:

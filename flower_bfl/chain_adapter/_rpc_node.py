@@ -49,7 +49,7 @@ class _TroubleError(Exception):
 
 def pause_s(tries: int) -> float:
     """How long to wait after so many tries, seconds."""
-    return min(_FIRST_PAUSE_S * 2 ** min(tries, 16), _LONGEST_PAUSE_S)
+    return float(min(_FIRST_PAUSE_S * 2 ** min(tries, 16), _LONGEST_PAUSE_S))
 
 
 class Node(JSONBaseProvider):

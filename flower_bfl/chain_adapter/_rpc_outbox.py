@@ -12,7 +12,7 @@ from typing import Any
 from flower_bfl.chain_adapter import _contract
 from flower_bfl.chain_adapter._accounts import Account, SignedTransaction
 from flower_bfl.chain_adapter._rpc_log import to_bytes, to_hex
-from flower_bfl.chain_adapter._rpc_node import Node, Refusal, pause_s
+from flower_bfl.chain_adapter._rpc_node import Call, Node, Refusal, pause_s
 from flower_bfl.errors import LedgerError, RejectedError
 
 _COUNT = "eth_getTransactionCount"
@@ -64,8 +64,9 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class Prices:
-    """What the next block asks for."""
+    """What the chain asks for in its next block."""
 
+    chain_id: int
     base_wei: int  # per unit of gas
     tip_wei: int
     block_gas: int
@@ -104,13 +105,14 @@ class Outbox:
 
     def prices(self) -> Prices:
         """Prices after the latest block; raises LedgerError for a chain from before EIP-1559."""
-        block, tip = self._node.batch(
-            [("eth_getBlockByNumber", ["latest", False]), ("eth_maxPriorityFeePerGas", [])]
+        latest: Call = ("eth_getBlockByNumber", ["latest", False])
+        chain_id, block, tip = self._node.batch(
+            [("eth_chainId", []), latest, ("eth_maxPriorityFeePerGas", [])]
         )
         if isinstance(block, Refusal) or "baseFeePerGas" not in block:
             raise LedgerError(f"the chain at {self._node.name} must have base fees (EIP-1559), found none")
         base = int(block["baseFeePerGas"], 16)
-        return Prices(base, _tip(tip), int(block["gasLimit"], 16))
+        return Prices(int(chain_id, 16), base, _tip(tip), int(block["gasLimit"], 16))
 
     def fund(self, waiting: Sequence[Outgoing], operator: Account, funder: Account | None) -> list[Outgoing]:
         """Transfers that give each account what it needs; the operator gets it here, from the funder.
@@ -195,7 +197,6 @@ class Outbox:
 
     def _sign(self, left: Sequence[Outgoing], nonces: dict[bytes, tuple[int, int]], patient: bool) -> None:
         prices = self.prices()
-        chain_id = int(self._node.ask("eth_chainId"), 16)
         free = {address: max(pair) for address, pair in nonces.items()}
         examined: set[bytes] = set()
         for outgoing in left:
@@ -223,7 +224,7 @@ class Outbox:
             else:
                 continue
             call = (nonce, outgoing.gas, outgoing.to, outgoing.data, outgoing.value_wei)
-            outgoing.signed.append(outgoing.account.sign(*call, chain_id=chain_id, fees_wei=fees))
+            outgoing.signed.append(outgoing.account.sign(*call, chain_id=prices.chain_id, fees_wei=fees))
 
     def _send(self, left: Sequence[Outgoing]) -> dict[Outgoing, str]:
         """Send all; what the node says against those that it does not take."""

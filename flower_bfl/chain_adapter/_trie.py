@@ -32,7 +32,7 @@ def read_values(database: Mapping[bytes, bytes], root: bytes) -> list[bytes]:
 
     Walking it reads each node once; looking the positions up reads the upper ones again for each.
     """
-    found = {} if root == BLANK_NODE_HASH else dict(_leaves(database, root, b""))
+    found = {} if root == BLANK_NODE_HASH else dict(_leaves(database, root, b"", set()))
     values = [found.pop(_nibbles(encode(number(position))), b"") for position in range(len(found))]
     if not all(values):
         raise LedgerError(
@@ -78,10 +78,18 @@ def _reference(items: _Items, depth: int, nodes: dict[bytes, bytes]) -> Item:
     return name
 
 
-def _leaves(database: Mapping[bytes, bytes], node: Item, path: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Path in nibbles and value of everything below a node, which is given as its hash or in full."""
+def _leaves(
+    database: Mapping[bytes, bytes], node: Item, path: bytes, seen: set[bytes]
+) -> Iterator[tuple[bytes, bytes]]:
+    """Path in nibbles and value of everything below a node, which is given as its hash or in full.
+
+    No two nodes of a list's trie are equal; one that comes twice would unfold for ever.
+    """
     if isinstance(node, bytes):
         name = node
+        if name in seen:
+            raise LedgerError(f"the trie's node 0x{name.hex()} must be there once, found it again")
+        seen.add(name)
         try:
             node = decode(database[name])
         except (KeyError, ValueError) as error:
@@ -91,7 +99,7 @@ def _leaves(database: Mapping[bytes, bytes], node: Item, path: bytes) -> Iterato
             case [bytes(compact), below] if compact:
                 own = _nibbles(compact)[2 - (compact[0] >> 4 & 1) :]
                 if compact[0] >> 5 == 0 and own:
-                    yield from _leaves(database, below, path + own)
+                    yield from _leaves(database, below, path + own, seen)
                     return
                 if compact[0] >> 5 == 1 and isinstance(below, bytes):
                     yield path + own, below
@@ -99,7 +107,7 @@ def _leaves(database: Mapping[bytes, bytes], node: Item, path: bytes) -> Iterato
             case [*children, bytes(value)] if len(children) == 16:
                 for nibble, child in enumerate(children):
                     if child:
-                        yield from _leaves(database, child, path + bytes([nibble]))
+                        yield from _leaves(database, child, path + bytes([nibble]), seen)
                 if value:
                     yield path, value
                 return

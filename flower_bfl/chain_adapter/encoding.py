@@ -78,11 +78,12 @@ def decode(payload: bytes) -> tuple[dict[str, NDArray[np.generic]], dict[str, st
     return arrays, metadata
 
 
-def shallow(text: bytes, most: int) -> bytes:
-    """JSON text; ValueError if it nests deeper than `most`: a million brackets crash the parser."""
+def shallow(encoded: bytes, most: int) -> str:
+    """JSON text in UTF-8; ValueError if it nests deeper than `most`: a million brackets crash the parser."""
+    text = encoded.decode()  # not left to the parser, which takes UTF-16, too, where brackets look different
     depth = 0
-    for bracket in re.finditer(rb"[][{}]", re.sub(rb'"(?:[^"\\]|\\.)*"', b"", text)):
-        depth += 1 if bracket[0] in b"[{" else -1
+    for bracket in re.finditer(r"[][{}]", re.sub(r'"(?:[^"\\]|\\.)*+"?', "", text, flags=re.DOTALL)):
+        depth += 1 if bracket[0] in "[{" else -1
         if depth > most:
             raise ValueError(f"nested more than {most} deep")
     return text

@@ -71,14 +71,14 @@ class KeyFolder:
 
     def _read(self, path: Path) -> bytes:
         try:
-            text = path.read_text()
+            text = path.read_bytes()
         except FileNotFoundError:
             raise ConfigError(f"key file {path} is missing; `create=True` makes new keys") from None
         try:
             keystore = json.loads(text)
             if keystore["version"] != 3:
                 raise ValueError
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise ConfigError(f"key file {path} must be a keystore of version 3") from None
         try:
             key = bytes(Account.decrypt(keystore, self._password))

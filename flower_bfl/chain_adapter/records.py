@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flower_bfl.chain_adapter.encoding import Arrays, decode, encode, shallow
+from flower_bfl.chain_adapter.encoding import Arrays, decode, digest, encode, shallow
 from flower_bfl.config import Consensus, Outage
 from flower_bfl.errors import ConfigError, PayloadError
 from flower_bfl.types import LeftOut
@@ -39,6 +39,8 @@ class RunRules:
         """What `encode` was given; raises PayloadError."""
         arrays, metadata = _decode(payload)
         try:
+            if not metadata["strategy"].isidentifier():
+                raise ValueError(f"strategy must be the name of a class, got {metadata['strategy']!r:.80}")
             if metadata["format"] != FORMAT:
                 raise ValueError(f"format must be {FORMAT!r}, got {metadata['format']!r}")
             strategy = metadata["strategy"]
@@ -81,9 +83,11 @@ class Gradient:
         copied = {name: array for name, array in after.items() if name not in moved}
         return cls(moved | {name: copied[name] for name in before if name in copied}, samples, steps)
 
-    def encode(self, server_round: int) -> bytes:
-        """As the payload of a GRADIENT entry."""
-        metadata = _metadata(round=server_round, num_examples=f"{self.samples:.17g}", num_steps=self.steps)
+    def encode(self, server_round: int, model: bytes) -> bytes:
+        """As the payload of a GRADIENT entry; `model` is the digest of w_k, which it was made from."""
+        metadata = _metadata(
+            round=server_round, model=model.hex(), num_examples=f"{self.samples:.17g}", num_steps=self.steps
+        )
         return encode(self.arrays, metadata)
 
     @classmethod
@@ -140,6 +144,11 @@ def read_report(payload: bytes) -> tuple[list[LeftOut], list[Outage]]:
 def model_payload(server_round: int, model: Arrays) -> bytes:
     """The global model after a round; round 0 is the initial one."""
     return encode(model, _metadata(round=server_round))
+
+
+def model_digest(server_round: int, model: Arrays) -> bytes:
+    """SHA-256 of the payload of the model after a round."""
+    return digest(model_payload(server_round, model))
 
 
 def read_model(payload: bytes) -> NamedArrays:

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from numpy.typing import NDArray
 
 from flower_bfl.chain_adapter.base import Kind, digest
-from flower_bfl.chain_adapter.records import Gradient
+from flower_bfl.chain_adapter.records import Gradient, model_digest
 from flower_bfl.errors import ReplyError
 
 SIGNATURE_KEY = "flower-bfl-signature"
@@ -58,7 +58,7 @@ def sign_updates(
         gradient = Gradient.between(sent, _arrays(reply), float(samples), steps, learning_rate)
         key = private_key(context) if callable(private_key) else private_key or own_key(context)
         domain = int(_number(request, "ledger-chain-id")), bytes.fromhex(str(request["ledger-contract"]))
-        name = digest(gradient.encode(server_round))
+        name = digest(gradient.encode(server_round, model_digest(server_round - 1, sent)))
         signature = sign(key, domain, Kind.GRADIENT, server_round, 0, name)
         reply.content["flower-bfl"] = ConfigRecord({SIGNATURE_KEY: signature, ADDRESS_KEY: address(key)})
         return reply

@@ -82,7 +82,7 @@ class EdgeStrategy(FedAvg):
         self.wait_for_nodes_s = wait_for_nodes_s
         self._roster = Roster(edge_servers, association)
         self._journal = journal
-        self._signatures = Signatures(journal.ledger, required=require_signatures)
+        self._signatures = Signatures(journal.ledger, journal.keys, edge_servers, required=require_signatures)
         self._layout: Layout | None = None
         self._model: NamedArrays = {}  # w_k, as it was sent
         self._asked: set[int] = set()  # nodes that it was sent to

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from numpy.typing import NDArray
 
 from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Ledger, Role, Sender, digest, simulated_keys
-from flower_bfl.chain_adapter.records import Gradient
+from flower_bfl.chain_adapter.records import Gradient, model_digest
 from flower_bfl.config import ContractRules
 from flower_bfl.errors import ConfigError
 from flower_bfl.strategies._recorder import Phases, Recorder
@@ -40,8 +40,8 @@ class Journal:
     ) -> None:
         self.ledger = ledger
         self.reports: list[RoundReport] = []
-        self._keys = keys
-        self._seed = seed
+        self.keys = keys or simulated_keys(seed)
+        self._simulated = keys is None
         self._recorder = Recorder(ledger)
         self._run_folder = None if run_folder is None else RunFolder(run_folder)
         self._draft: _Draft | None = None  # the round whose blocks or evaluation are still to come
@@ -55,7 +55,7 @@ class Journal:
         """Name of the ledger, and whose keys sign."""
         if self.ledger is None:
             return "none"
-        keys = "keys derived from the seed: a simulation" if self._keys is None else "keys as given"
+        keys = "keys derived from the seed: a simulation" if self._simulated else "keys as given"
         return f"{type(self.ledger).__name__}, {keys}"
 
     def begin(self, rules: ContractRules, opening: Sequence[Entry]) -> None:
@@ -64,7 +64,7 @@ class Journal:
             raise ConfigError(
                 "`ledger` must be empty, got one that holds a run: give every run one of its own"
             )
-        self._recorder.open(self._keys or simulated_keys(self._seed), rules)
+        self._recorder.open(self.keys, rules)
         self._recorder.submit([opening])
         self._draft = _Draft(RoundReport(round=0))
 
@@ -99,9 +99,9 @@ class Journal:
         report = replace(draft.report, ledger=cost, head=self.head.hex())
         self.reports.append(report)
         if self._run_folder is not None:
-            self._run_folder.append(report)
             if draft.payload:
                 self._run_folder.save_model(draft.payload)
+            self._run_folder.append(report)  # last: the model of a round that was reported is there
         logger.log(INFO, "%s", report.as_line())
 
     def close(self) -> None:
@@ -122,9 +122,10 @@ def gradient_entries(
     server_round: int, trained: Trained, sent: Mapping[str, NDArray[np.generic]], learning_rate: float = 1.0
 ) -> Iterator[Entry]:
     """Every device's cumulative gradient against the model that it was sent, with D_y and e_y."""
+    model = model_digest(server_round - 1, sent)
     for device, reply in zip(trained.devices, trained.replies, strict=True):
         gradient = Gradient.between(sent, reply.arrays, reply.samples, reply.steps, learning_rate)
-        payload = gradient.encode(server_round)
+        payload = gradient.encode(server_round, model)
         sender = Sender(Role.DEVICE, device)
         yield Entry(Kind.GRADIENT, server_round, sender, payload, signature=reply.signature)
 

@@ -31,8 +31,12 @@ class Seal:
 def seal(
     server_round: int, mining: Mining, trained: Trained, leader: int, transactions: int, seed: int
 ) -> Seal:
-    """The devices race whose keys this process has; where there is none, the leader seals for them."""
-    miners = [y for y, reply in enumerate(trained.replies) if not reply.signature]
+    """Devices race that have a hash rate and whose keys this process has; else the leader seals for them."""
+    miners = [
+        y
+        for y, (device, reply) in enumerate(zip(trained.devices, trained.replies, strict=True))
+        if not reply.signature and mining.has_rate(device)
+    ]
     if not miners:
         return Seal(Entry(Kind.SEAL, server_round, Sender(Role.SERVER, leader), b"", leader), None)
     devices = [trained.devices[y] for y in miners]

@@ -6,8 +6,8 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from flower_bfl.chain_adapter.base import Kind, Ledger, digest
-from flower_bfl.chain_adapter.records import Gradient
+from flower_bfl.chain_adapter.base import Keys, Kind, Ledger, Role, Sender, digest
+from flower_bfl.chain_adapter.records import Gradient, model_digest
 from flower_bfl.errors import ConfigError
 from flower_bfl.strategies._replies import Contribution
 from flower_bfl.strategies._roster import Trained
@@ -20,16 +20,22 @@ class Signatures:
     Parameters
     ----------
     ledger : whose contract the signatures are bound to; without one nothing is asked for or checked.
+    keys : private keys of those who do not sign themselves.
+    servers : number of edge servers.
     required : leave out replies without a signature.
     """
 
-    def __init__(self, ledger: Ledger | None, *, required: bool = False) -> None:
+    def __init__(self, ledger: Ledger | None, keys: Keys, servers: int, *, required: bool = False) -> None:
         if required and ledger is None:
             raise ConfigError("`require_signatures` needs a `ledger`, got none")
         self._ledger = ledger
         self.required = required
         self._domain: tuple[int, bytes] | None = None
-        self._address: dict[int, bytes] = {}  # of each device; empty if it does not sign
+        self._keys = keys
+        self._servers = servers
+        self._address: dict[int, bytes] = {}  # of each device, once somebody signs
+        self._unsigned: set[int] = set()  # devices seen before that
+        self._taken: set[bytes] = set()  # by operator and edge servers
 
     def request(self, learning_rate: float) -> dict[str, int | str | float]:
         """What a client needs to sign its update, for the config of its message."""
@@ -65,27 +71,44 @@ class Signatures:
         sent: Mapping[str, NDArray[np.generic]],
         learning_rate: float,
     ) -> Iterator[tuple[int, str]]:
-        for y, (device, reply) in enumerate(zip(trained.devices, trained.replies, strict=True)):
+        signed = [bool(reply.signature) for reply in trained.replies]
+        if not (self.required or any(signed) or self._address):
+            self._unsigned.update(trained.devices)
+            return  # nobody signs: no need to load Ethereum for that
+        for device in self._unsigned:
+            self._address.setdefault(device, self._own(Sender(Role.DEVICE, device)))
+        for y in sorted(range(len(signed)), key=signed.__getitem__):  # derived keys are spoken for
+            device, reply = trained.devices[y], trained.replies[y]
             if not reply.signature and self.required:
                 yield y, "must sign its update, got none: `require_signatures` is set"
                 continue
-            address = b""
+            address = self._own(Sender(Role.DEVICE, device))
             if reply.signature:
                 gradient = Gradient.between(sent, reply.arrays, reply.samples, reply.steps, learning_rate)
-                address = self._signer(reply, server_round, digest(gradient.encode(server_round)))
+                payload = gradient.encode(server_round, model_digest(server_round - 1, sent))
+                address = self._signer(reply, server_round, digest(payload))
             known = self._address.get(device, address)
             others = {at for other, at in self._address.items() if other != device}
-            if reply.signature and address != reply.address:
+            if not address or (reply.signature and address != reply.address):
                 yield y, f"its signature must be one of this update by {_name(reply.address)}, got another"
             elif address != known:
-                yield (
-                    y,
-                    f"must sign with its first key, {_name(known)}, got {_name(address)}",
-                )
-            elif address and address in others:
-                yield y, f"must have a key of its own, got {_name(address)} of another device"
+                yield y, f"must sign with its first key, {_name(known)}, got {_name(address)}"
+            elif address in others | self._reserved():
+                yield y, f"must have a key of its own, got {_name(address)} of somebody else"
             else:
                 self._address[device] = address
+
+    def _reserved(self) -> set[bytes]:
+        if not self._taken:
+            senders = [Sender(Role.OPERATOR), *(Sender(Role.SERVER, m) for m in range(self._servers))]
+            self._taken = {self._own(sender) for sender in senders}
+        return self._taken
+
+    def _own(self, sender: Sender) -> bytes:
+        """Address of a key that this process has."""
+        from flower_bfl.chain_adapter.signing import address  # loads Ethereum, which few runs need here
+
+        return address(self._keys(sender))
 
     def _signer(self, reply: Contribution, server_round: int, payload_digest: bytes) -> bytes:
         """Address of who signed the update; empty if nobody can have."""

@@ -63,7 +63,7 @@ class OnLedger(Strategy):
         self.seed = seed
         self.weighted_by_key = weighted_by_key
         self._journal = Journal(ledger, keys, seed, run_folder)
-        self._signatures = Signatures(ledger, required=require_signatures)
+        self._signatures = Signatures(ledger, self._journal.keys, 1, required=require_signatures)
         self._roster = Roster(servers=1)
         self._layout: Layout | None = None
         self._model: NamedArrays = {}  # w_k, as it was sent

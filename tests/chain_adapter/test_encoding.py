@@ -140,3 +140,17 @@ def _with_header(header: object, data: bytes = b"") -> bytes:
 def test_what_is_not_canonical_is_refused(data):
     with pytest.raises(PayloadError):
         decode(data)
+
+
+def test_json_in_another_encoding_hides_no_brackets():
+    """The parser takes UTF-16, in which a bracket may be half of another letter."""
+    text = ('{"Ģ":' + "[" * 100_000 + "Ģ").encode("utf-16-le")
+    with pytest.raises(PayloadError):
+        decode(len(text).to_bytes(8, "little") + text)
+
+
+def test_a_header_of_quotes_is_read_in_linear_time():
+    """Quadratic, it would take hours; linear, it is over before the suite's time limit notices."""
+    text = b'"' + b'\\"' * 2_000_000
+    with pytest.raises(PayloadError):
+        decode(len(text).to_bytes(8, "little") + text)

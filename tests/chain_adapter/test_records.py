@@ -39,7 +39,7 @@ def same(left, right):
 
 @given(arrays, st.floats(0.001, 2**53), st.integers(1, 2**31 - 1), rounds)
 def test_gradients(values, samples, steps, server_round):
-    gradient = Gradient.decode(Gradient(values, samples, steps).encode(server_round))
+    gradient = Gradient.decode(Gradient(values, samples, steps).encode(server_round, bytes(32)))
     same(gradient.arrays, values)
     assert (gradient.samples, gradient.steps) == (samples, steps)
 
@@ -115,6 +115,13 @@ def test_any_metadata(metadata, with_mixing):
             assert str(error)
 
 
+@pytest.mark.parametrize("name", ["", "two words", "\x1b[2K✓ every model follows", "a\nb"])
+def test_a_strategy_is_named_by_the_name_of_a_class(name):
+    """It becomes part of what an audit prints."""
+    with pytest.raises(PayloadError, match="strategy must be the name of a class"):
+        RunRules.decode(RunRules(name).encode())
+
+
 def test_a_gradient_between_two_models_is_in_float32_and_copies_what_it_cannot_move():
     before = {"n": np.array([5]), "w": np.array([1.0, 2.0]), "h": np.array([1], np.float16)}
     after = {"n": np.array([7]), "w": np.array([0.5, 2.25]), "h": np.array([3], np.float16)}
@@ -124,4 +131,4 @@ def test_a_gradient_between_two_models_is_in_float32_and_copies_what_it_cannot_m
     np.testing.assert_array_equal(found["h"], np.array([-4], np.float32))
     np.testing.assert_array_equal(found["n"], [7])
     assert found["w"].dtype == found["h"].dtype == np.float32
-    decode(Gradient(found, 10, 2).encode(1))
+    decode(Gradient(found, 10, 2).encode(1, bytes(32)))

@@ -75,3 +75,15 @@ def test_without_mining_blocks_need_no_miner():
 def test_reputation_needs_miners(arguments):
     with pytest.raises(ConfigError, match="`leader` must not be 'reputation' without"):
         ConsensusBFL(leader="reputation", **arguments)
+
+
+def test_a_device_without_a_hash_rate_does_not_mine_and_does_no_harm():
+    def stranger(server_round, arrays):
+        content = walker(0, named=True)(server_round, arrays)
+        content["metrics"]["device-index"] = 77
+        return content
+
+    strategy = ConsensusBFL(ledger=EvmLedger(), mining=Mining(hash_rates=[1e11, 1e11, 1e11]))
+    run(strategy, [walker(1, named=True), walker(2, named=True), stranger])
+    assert strategy.reports[-1].devices == 3
+    assert {report.miner for report in strategy.reports[1:]} <= {"device 1", "device 2"}

@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from flower_bfl import ConfigError, ConsensusBFL, EvmLedger, FlowerBFLError, MemoryLedger, OnLedger
-from flower_bfl.chain_adapter import Kind, Role, simulated_keys
+from flower_bfl.chain_adapter import Kind, Role, Sender, simulated_keys
 from flower_bfl.learning.signing import ADDRESS_KEY, SIGNATURE_KEY, own_key, sign_updates
 from flower_bfl.strategies import _replies
 
@@ -210,3 +210,57 @@ def test_any_flower_strategy_gets_signed_updates():
     strategy = OnLedger(FedAvg(fraction_evaluate=0.0), ledger, require_signatures=True)
     start(strategy, SigningGrid(devices(), [key(1), key(2), None, key(4)]))
     assert strategy.reports[-1].signed_devices == (0, 1, 3)
+
+
+def replacing_signature(number, record):
+    def tamper(reply):
+        if reply.content["metrics"]["device-index"] == number:
+            reply.content["flower-bfl"] = ConfigRecord(record)
+        return reply
+
+    return tamper
+
+
+def test_a_void_signature_without_an_address_does_not_end_the_run():
+    strategy = ConsensusBFL(ledger=EvmLedger(), **QUIET)
+    tamper = replacing_signature(0, {SIGNATURE_KEY: bytes(65)})
+    start(strategy, SigningGrid(devices(), [None] * 4, tamper))
+    assert [report.devices for report in strategy.reports[1:]] == [3, 3]
+    assert "its signature must be one of this update by none" in strategy.reports[1].left_out[0].reason
+
+
+@pytest.mark.parametrize("whose", [(Role.OPERATOR, 0), (Role.SERVER, 1), (Role.DEVICE, 3)], ids=str)
+def test_nobody_signs_with_a_key_that_somebody_else_has(whose):
+    """Who knows the seed knows the derived keys; that must not end a run."""
+    stolen = simulated_keys(0)(Sender(*whose))
+    strategy = ConsensusBFL(ledger=EvmLedger(), **QUIET)
+    start(strategy, SigningGrid(devices(), [stolen, None, None, None]))
+    assert [report.devices for report in strategy.reports[1:]] == [3, 3]
+    assert "must have a key of its own" in strategy.reports[1].left_out[0].reason
+
+
+def test_a_device_that_begins_to_sign_later_is_left_out():
+    """Its account is registered with the derived key by then."""
+    seen = []
+
+    def tamper(reply):
+        seen.append(reply)
+        if len(seen) <= 4:
+            del reply.content["flower-bfl"]
+        return reply
+
+    strategy = ConsensusBFL(ledger=EvmLedger(), **QUIET)
+    start(strategy, SigningGrid(devices(), map(key, range(1, 5)), tamper))
+    assert strategy.reports[1].devices == 4
+    assert "must sign with its first key" in strategy.reports[2].left_out[0].reason
+
+
+def test_a_signature_holds_for_one_model_only():
+    """An update to another model than the recorded one is not what the device signed."""
+    grids = [SigningGrid(devices(), map(key, range(1, 5))) for _ in range(2)]
+    ledgers = [EvmLedger(), EvmLedger()]
+    for seed, (grid, ledger) in enumerate(zip(grids, ledgers, strict=True)):
+        start(ConsensusBFL(leader=0, ledger=ledger, **QUIET), grid, arrays=initial(seed))
+    first, second = ([entry.signature for entry in ledger.entries() if entry.signature] for ledger in ledgers)
+    assert ledgers[0].domain == ledgers[1].domain
+    assert set(first).isdisjoint(second)
