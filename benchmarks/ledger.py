@@ -42,6 +42,7 @@ from flower_bfl.chain_adapter.base import Keys
 from flower_bfl.chain_adapter.signing import sign
 from flower_bfl.config import ContractRules
 
+ROOT = Path(__file__).parent.parent
 KEYS = simulated_keys(1)
 OPERATOR = Sender(Role.OPERATOR)
 
@@ -121,8 +122,13 @@ class Anvil:
 
 @contextmanager
 def anvil() -> Iterator[str | None]:
-    """URL of an anvil of one's own; None where there is none (npm install @foundry-rs/anvil)."""
-    program = Path(os.environ.get("FLOWER_BFL_NODES", ".ci/nodes"), "node_modules", ".bin", "anvil")
+    """URL of an anvil of one's own, as the tests install it; None where there is none."""
+    program = Path(
+        os.environ.get("FLOWER_BFL_NODES", ROOT / ".pytest_cache" / "d" / "nodes"),
+        "node_modules",
+        ".bin",
+        "anvil",
+    )
     if not program.exists():
         yield None
         return

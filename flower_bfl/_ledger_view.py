@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from flower_bfl._audit_folder import AuditedStore
 from flower_bfl.audit import AuditedLedger, AuditReport
 from flower_bfl.audit import Progress as AuditProgress
+from flower_bfl.audit._folder import AuditedStore
 from flower_bfl.chain_adapter._reader import Recorded
 from flower_bfl.chain_adapter.base import Kind, Role, Sender, digest
 from flower_bfl.chain_adapter.pyevm import EvmLedger

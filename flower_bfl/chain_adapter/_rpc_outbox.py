@@ -285,12 +285,13 @@ class Outbox:
         fields = {"from": accounts[0], "to": to_hex(operator), "value": hex(amount)}
         trouble: LedgerError | None = None
         for tries in range(self._retries + 1):
+            wait_s = self._timeout_s
             try:
                 if isinstance(self._node.batch([("eth_sendTransaction", [fields])])[0], Refusal):
                     return False
             except LedgerError as error:  # it may have paid all the same
-                trouble = error
-            deadline_s = time.monotonic() + pause_s(tries)
+                trouble, wait_s = error, pause_s(tries)
+            deadline_s = time.monotonic() + wait_s
             while time.monotonic() < deadline_s:
                 if self._balances([operator])[operator] >= need:
                     return True

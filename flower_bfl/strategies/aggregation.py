@@ -93,7 +93,7 @@ class PartialAggregates:
                 term *= self.weights[y]
                 total += term
             partials[server] = total
-            if not np.isfinite(total @ total):
+            if not np.isfinite(total.sum()):
                 raise NotFiniteError(self._not_finite(part))
         return partials
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from flower_bfl._audit_findings import decoded, differs, wrong
-from flower_bfl._audit_training import Round, TrainingRules, adjacency
+from flower_bfl.audit._findings import decoded, differs, wrong
+from flower_bfl.audit._training import Round, TrainingRules, adjacency
 from flower_bfl.chain_adapter._reader import Recorded
 from flower_bfl.chain_adapter.base import Kind, Role, Sender
 from flower_bfl.chain_adapter.records import NamedArrays, RunRules, model_payload, read_model

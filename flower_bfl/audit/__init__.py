@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from flower_bfl._audit_findings import account
-from flower_bfl._audit_folder import AuditedFolder
-from flower_bfl._audit_run import RunAudit
+from flower_bfl.audit._findings import account
+from flower_bfl.audit._folder import AuditedFolder
+from flower_bfl.audit._run import RunAudit
 from flower_bfl.chain_adapter._reader import Recorded
 from flower_bfl.chain_adapter.base import Kind, Role
 from flower_bfl.config import ContractRules

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from flower_bfl._audit_findings import decoded, differs, wrong
+from flower_bfl.audit._findings import decoded, differs, wrong
 from flower_bfl.chain_adapter._reader import Recorded
 from flower_bfl.chain_adapter.records import (
     Gradient,
