@@ -237,18 +237,18 @@ class Outbox:
         }
 
     def _wait(self, left: Sequence[Outgoing], complaints: dict[Outgoing, str], tries: int) -> None:
-        """Wait until all are mined, or one failed, or time is up."""
-        deadline_s = time.monotonic() + self._timeout_s
+        """Wait until all are mined, or one failed, or time is up: soon, if the node took none of the rest."""
+        started_s = time.monotonic()
         look_s = _FIRST_LOOK_S
-        while time.monotonic() < deadline_s:
+        while True:
             self.look(left)
-            open_ones = [each for each in left if not each.mined]
-            if not open_ones or any(each.failed for each in open_ones):
+            rest = [each for each in left if not each.mined]
+            if not rest or any(each.failed for each in rest):
                 return
-            if all(each in complaints for each in open_ones):
-                time.sleep(pause_s(tries))
+            wait_s = pause_s(tries) if all(each in complaints for each in rest) else self._timeout_s
+            if time.monotonic() - started_s > wait_s:
                 return
-            time.sleep(look_s)
+            time.sleep(min(look_s, wait_s))
             look_s = min(1.5 * look_s, _LONGEST_LOOK_S)
 
     def _examine(self, outgoing: Outgoing) -> None:

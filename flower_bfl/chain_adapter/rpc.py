@@ -310,11 +310,12 @@ class RpcLedger:
         """Send what is missing of a phase; what was mined is looked up again, for blocks may be replaced."""
         for outgoing in phase.transactions:
             outgoing.receipt = None
+        operator = self._account(OPERATOR)
         try:
             with self._node.reading():
                 self._outbox.look(phase.transactions)
                 missing = [each for each in phase.transactions if not each.mined]
-                transfers = self._outbox.fund(missing, self._account(OPERATOR), self._funder)
+                transfers = self._outbox.fund(missing, operator, self._funder)
                 waves = [[*transfers, *phase.registrations], *phase.waves]
                 for wave in in_blocks(waves, self._outbox.prices().block_gas):
                     self._outbox.settle(wave)

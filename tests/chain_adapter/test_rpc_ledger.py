@@ -432,15 +432,14 @@ def test_a_transaction_that_runs_out_of_gas_is_sent_again_with_more(make, monkey
     assert ledger.head == head_of([model(0)])
 
 
-def test_gas_that_is_never_enough_is_an_error_until_it_is(make, monkeypatch):
+def test_gas_that_is_not_enough_without_another_try_is_an_error(make, monkeypatch):
     ledger = make(retries=0)
     ledger.open(KEYS)
     ledger.record([gradient(0, device(0))])
-    monkeypatch.setattr("flower_bfl.chain_adapter._rpc_phase.gas_limit", lambda data, accounts=0: 25_000)
+    monkeypatch.setattr("flower_bfl.chain_adapter._rpc_phase.gas_limit", lambda data, accounts=0: 40_000)
     phase = [gradient(0, device(0), step=1)]
-    for gas in (25_000, 50_000):
-        with pytest.raises(LedgerError, match=f"device 0, kind GRADIENT.*: it ran out of {gas} gas"):
-            ledger.record(phase)
+    with pytest.raises(LedgerError, match=r"device 0, kind GRADIENT.*: it ran out of 40000 gas"):
+        ledger.record(phase)
     ledger.record(phase)
     assert len(list(ledger.entries())) == 2
 
