@@ -106,7 +106,8 @@ class Ledger(Protocol):
         """Record one phase, in order, and return when its block is part of the chain.
 
         Raises RejectedError if the contract refuses an entry (wrong role, second submission, ...), and
-        LedgerError if the ledger cannot be written; in both cases nothing of the phase is recorded.
+        LedgerError if the ledger cannot be written; in both cases nothing of the phase is recorded, unless
+        a LedgerError of a node that somebody else runs came halfway (`RpcLedger`).
         """
 
     def entries(self) -> Iterator[Entry]:
