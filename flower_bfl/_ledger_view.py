@@ -343,7 +343,7 @@ def print_audit(report: AuditReport, *, as_json: bool) -> None:
         "votes": checked.votes,
     }
     said = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-    rows["checked"] = f"{said}, {decimal(checked.payload_bytes)} of payloads"
+    rows["checked"] = f"{said}, {decimal(checked.payload_bytes)} of payloads" if said else "nothing"
     rows |= {"operator": report.operator, "head": report.head or "none"}
     rows["own keys"] = ", ".join(report.own_keys) or "none: whoever ran it signed for everybody"
     for place, note in enumerate(report.notes):
