@@ -286,12 +286,12 @@ class TestPhases(Phases.TestCase):
 
 @pytest.mark.slow
 class TestManyCalls(Calls.TestCase):
-    settings: ClassVar[settings] = settings(OFTEN, max_examples=1000)
+    settings: ClassVar[settings] = settings(OFTEN, max_examples=400)
 
 
 @pytest.mark.slow
 class TestManyPhases(Phases.TestCase):
-    settings: ClassVar[settings] = settings(OFTEN, max_examples=500)
+    settings: ClassVar[settings] = settings(OFTEN, max_examples=200)
 
 
 def test_logical_time_starts_with_2020():
