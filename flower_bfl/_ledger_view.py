@@ -1,6 +1,5 @@
 """The ledger and its audit on a terminal: tables that fit 80 columns, and JSON for programs."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -353,4 +352,4 @@ def print_audit(report: AuditReport, *, as_json: bool) -> None:
 
 def print_json(value: object) -> None:
     """For programs."""
-    print(json.dumps(value, indent=2))  # noqa: T201
+    Console().print_json(data=value)

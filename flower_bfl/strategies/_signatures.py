@@ -82,11 +82,12 @@ class Signatures:
             if not reply.signature and self.required:
                 yield y, "must sign its update, got none: `require_signatures` is set"
                 continue
-            address = self._own(Sender(Role.DEVICE, device))
             if reply.signature:
                 gradient = Gradient.between(sent, reply.arrays, reply.samples, reply.steps, learning_rate)
                 payload = gradient.encode(server_round, model_digest(server_round - 1, sent))
                 address = self._signer(reply, server_round, digest(payload))
+            else:
+                address = self._own(Sender(Role.DEVICE, device))
             known = self._address.get(device, address)
             others = {at for other, at in self._address.items() if other != device}
             if not address or (reply.signature and address != reply.address):

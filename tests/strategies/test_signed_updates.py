@@ -264,3 +264,15 @@ def test_a_signature_holds_for_one_model_only():
     first, second = ([entry.signature for entry in ledger.entries() if entry.signature] for ledger in ledgers)
     assert ledgers[0].domain == ledgers[1].domain
     assert set(first).isdisjoint(second)
+
+
+def test_keys_of_devices_that_sign_themselves_are_not_asked_for():
+    """A key folder of operator and edge servers has none of them, and must not be made to make some."""
+
+    def held(sender):
+        assert sender.role is not Role.DEVICE
+        return simulated_keys(3)(sender)
+
+    strategy = ConsensusBFL(ledger=EvmLedger(), keys=held, require_signatures=True, **QUIET)
+    start(strategy, SigningGrid(devices(), [key(1), None, key(3), key(4)]))
+    assert [report.signed_devices for report in strategy.reports[1:]] == [(0, 2, 3)] * 2
