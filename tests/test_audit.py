@@ -298,6 +298,9 @@ FALSE_ENTRIES: dict[str, tuple[Place, Change, Place, str]] = {
     "a state of another server": (STATE_1, with_metadata(server="2"), STATE_1, "eq. (8)"),
     "a state of another step": (AFTER_1, with_metadata(step="2"), AFTER_1, "eq. (9)"),
     "a state too many": (AFTER_2, also(step=3), (*AFTER_2[:3], 3), "2 steps"),
+    "a state after the model": (
+        MODEL, also(kind=Kind.CONSENSUS, step=5), (Kind.CONSENSUS, 2, server(1), 5), "before the model",
+    ),
     "a state in round 0": (
         RULES, also(kind=Kind.CONSENSUS, sender=server(0)), (Kind.CONSENSUS, 0, server(0), 0), "round 0",
     ),
@@ -455,6 +458,15 @@ def test_gradients_that_no_server_took_are_told(tmp_path):
     assert report.finding is None
     assert report.checked.gradients_not_aggregated == 1
     assert report.notes == ("1 gradients are in no model",)
+
+
+def test_a_gradient_that_comes_after_the_model_changes_nothing(tmp_path):
+    """On a node of somebody else's, no device shall spoil a run by sending one late."""
+    late = also(kind=Kind.GRADIENT, sender=device(7), payload=b"anything")
+    Toy(leader=1, change=changing(*MODEL, late)).record(tmp_path)
+    report = audit(tmp_path)
+    assert report.finding is None
+    assert report.checked.gradients_not_aggregated == 1
 
 
 def test_votes_and_a_model_whose_leader_was_voted_out(tmp_path):

@@ -10,6 +10,8 @@ from eth_hash.auto import keccak
 from toy_run import OPERATOR, Toy, device, server
 
 from flower_bfl import cli
+from flower_bfl._ledger_view import print_audit
+from flower_bfl.audit import AuditReport, Checked, Finding
 from flower_bfl.chain_adapter import EvmLedger, Kind, digest
 from flower_bfl.chain_adapter._accounts import read_transaction
 
@@ -225,3 +227,14 @@ def test_importing_the_pure_functions_loads_no_flower():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("text", ["\x1b[2K✓ every model follows", "[green]all is well[/green]", "a\rb"])
+def test_what_a_record_says_is_printed_as_text(text, capsys):
+    """Neither a terminal's command nor markup: a forged run must not print its own verdict."""
+    finding = Finding(rule=text, expected=text, found=text, account=text)
+    print_audit(AuditReport(finding, Checked(), text, False, "", "", notes=(text,)), as_json=False)
+    printed = capsys.readouterr().out
+    assert not {"\x1b", "\r"} & set(printed)
+    shown = text.replace("\x1b", "\\x1b").replace("\r", "\\r")
+    assert printed.count(shown) == 5  # where, rule, expected, found, note

@@ -19,14 +19,17 @@ from flwr.app import ConfigRecord, MetricRecord
 from flower_bfl import (
     ConfigError,
     ConsensusBFL,
+    EvmLedger,
     FlowerBFLError,
     IndependentServers,
     LedgerError,
     MemoryLedger,
     Outage,
 )
+from flower_bfl.audit import audit
 from flower_bfl.chain_adapter.base import Kind
 from flower_bfl.errors import RunFolderError
+from flower_bfl.strategies._run_folder import RunFolder
 
 # -- bad input -----------------------------------------------------------------------------------------
 
@@ -220,3 +223,22 @@ def test_arrays_in_any_memory_order_are_read_alike():
     plain = run(ConsensusBFL(edge_servers=1), [walker(0), walker(1)], rounds=1, arrays=arrays)
     turned = run(ConsensusBFL(edge_servers=1), [fortran, walker(1)], rounds=1, arrays=arrays)
     assert_models_close(turned, plain)
+
+
+def test_a_run_that_dies_between_a_model_and_its_report_is_one_that_follows(tmp_path, monkeypatch):
+    """The model is there before the line that names it; the other way round, the audit would find it old."""
+    append = RunFolder.append
+
+    def dying(self, report):
+        if report.round == 2:
+            raise RunFolderError("killed")
+        append(self, report)
+
+    monkeypatch.setattr(RunFolder, "append", dying)
+    ledger = EvmLedger(tmp_path / "run" / "chain")
+    strategy = ConsensusBFL(ledger=ledger, run_folder=tmp_path / "run")
+    with pytest.raises(RunFolderError, match="killed"):
+        run(strategy, [walker(n, named=True) for n in range(3)], rounds=2)
+    ledger.close()
+    report = audit(tmp_path / "run")
+    assert report.finding is None and report.checked.rounds == 2
