@@ -4,6 +4,7 @@
 
     FlowerBFLError
     ├── ConfigError        an argument breaks a rule; also a ValueError
+    ├── InfeasibleError    no decision can meet a constraint; also a ValueError
     ├── ReplyError         a client's reply cannot be used; also a ValueError
     ├── RunFolderError     the run folder cannot be written or read
     └── LedgerError        the ledger cannot be reached, read or written
@@ -18,6 +19,10 @@ class FlowerBFLError(Exception):
 
 class ConfigError(FlowerBFLError, ValueError):
     """An argument breaks a rule; the message names argument, rule and value."""
+
+
+class InfeasibleError(FlowerBFLError, ValueError):
+    """No decision can meet a constraint of the network; the message names constraint, device and amount."""
 
 
 class ReplyError(FlowerBFLError, ValueError):

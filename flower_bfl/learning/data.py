@@ -122,7 +122,7 @@ def _read_svhn(path: Path) -> _Part:
 
     Not with torchvision, which refuses every file but the published ones.
     """
-    from scipy.io import loadmat  # type: ignore[import-untyped]
+    from scipy.io import loadmat
 
     try:
         content: dict[str, Any] = loadmat(path)

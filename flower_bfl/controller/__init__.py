@@ -1,0 +1,6 @@
+"""Resource controllers: who offloads where, with how much power, bandwidth, CPU and hash rate."""
+
+from flower_bfl.controller.base import Controller as Controller
+from flower_bfl.controller.heuristics import AllLocalController as AllLocalController
+from flower_bfl.controller.heuristics import GreedyController as GreedyController
+from flower_bfl.controller.heuristics import RandomController as RandomController
