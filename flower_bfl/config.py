@@ -15,7 +15,7 @@ Mass = Literal["count", "data"]
 
 def check_whole_number(name: str, value: object, least: int, most: int) -> None:
     """Raise ConfigError unless `value` is an int within bounds."""
-    if not isinstance(value, int) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ConfigError(f"`{name}` must be a whole number from {least} to {most}, got {value!r}")
 
 

@@ -3,8 +3,12 @@
 import numpy as np
 
 from flower_bfl.network import LOCAL, Decision, NetworkConfig, NetworkState, project
+from flower_bfl.network.channel import upload_rate_bps
 from flower_bfl.network.pricing import local_cpu_limit_hz
 from flower_bfl.network.settings import Array
+from flower_bfl.network.state import check_fit
+
+_LEAST_SHARE = 0.01  # of CPU and bandwidth: the mean of 1/u has no end for a uniform u
 
 
 def equal_hash_rates(network: NetworkConfig, shape: tuple[int, ...]) -> Array:
@@ -30,6 +34,7 @@ class AllLocalController:
 
     def decide(self, state: NetworkState) -> Decision:
         """A feasible decision for a state, or for each of a batch."""
+        check_fit(self.network, state)
         nothing = np.zeros(state.data_bits.shape)
         return Decision(
             slot=np.full(nothing.shape, LOCAL),
@@ -41,7 +46,10 @@ class AllLocalController:
 
 
 class RandomController:
-    """Every device picks local or any slot, and any resources, all uniform; then conflicts are resolved."""
+    """Every device picks local or any slot, and any resources, all uniform; then conflicts are resolved.
+
+    CPU and bandwidth are at least a hundredth of the most.
+    """
 
     def __init__(self, network: NetworkConfig, rng: np.random.Generator) -> None:
         self.network = network
@@ -51,7 +59,8 @@ class RandomController:
         """A feasible decision for a state, or for each of a batch."""
         network, shape = self.network, state.data_bits.shape
         slot = self._rng.integers(LOCAL, network.slots, shape)
-        power, bandwidth, cpu, hashes = self._rng.random((4, *shape))
+        power, hashes = self._rng.random((2, *shape))
+        bandwidth, cpu = self._rng.uniform(_LEAST_SHARE, 1.0, (2, *shape))
         (least_w, most_w), (least_hash, most_hash) = network.radio.power_w, network.blocks.hash_rate
         return project(
             network,
@@ -78,14 +87,16 @@ class GreedyController:
     def decide(self, state: NetworkState) -> Decision:
         """A feasible decision for a state, or for each of a batch."""
         network, shape = self.network, state.data_bits.shape
+        check_fit(network, state)
         radio = network.radio
         share_hz = radio.bandwidth_hz / (network.sub_channels if radio.sharing == "shared" else 1)
         limit_hz = local_cpu_limit_hz(network, state)
         slot = np.full(shape, LOCAL)
-        rate = share_hz * np.log2(1 + radio.power_w[1] * state.gain / (radio.noise_w_hz * share_hz))
-        offload_s = state.data_bits[..., None, None] / rate
+        snr = radio.power_w[1] / (radio.noise_w_hz * share_hz) * state.gain
+        offload_s = state.data_bits[..., None, None] / (share_hz / np.log(2) * np.log1p(snr))
         edge_s = state.work_cycles[..., None, None] / network.edge_speeds_hz[:, None]
-        saved_s = (state.work_cycles / limit_hz)[..., None, None] - offload_s - edge_s
+        own_s = state.work_cycles / limit_hz + network.model_bits / upload_rate_bps(network, state)
+        saved_s = own_s[..., None, None] - offload_s - edge_s
         for row in np.ndindex(shape[:-1]):
             saved = saved_s[row].reshape(network.devices, network.slots).copy()
             while saved.max() > 0:

@@ -21,11 +21,24 @@ def path_gain(network: NetworkConfig, positions_m: Array) -> Array:
     return np.asarray(10 ** (-loss_db / 10))
 
 
+def in_each_row(values: NDArray[Any], index: NDArray[np.int64]) -> NDArray[Any]:
+    """values[index] row by row, (*batch, k): `np.take_along_axis`, for indices from 0 on, much faster.
+
+    values: (*batch, n); index: (*batch, k).
+    """
+    return np.asarray(np.take(values, row_starts(values) + index))
+
+
+def row_starts(values: NDArray[Any]) -> NDArray[np.int64]:
+    """Where each row of (*batch, n) begins if all stand one behind the other, (*batch, 1)."""
+    return np.arange(0, values.size, values.shape[-1]).reshape(*values.shape[:-1], 1)
+
+
 def occupants(slot: NDArray[np.int64], slots: int) -> NDArray[np.int64]:
     """The device in each slot, (*batch, slots), -1 in a free one; slot: (*batch, N), no slot twice."""
     in_slot = np.full((*slot.shape[:-1], slots + 1), -1)
-    devices = np.broadcast_to(np.arange(slot.shape[-1]), slot.shape)
-    np.put_along_axis(in_slot, slot, devices, axis=-1)  # LOCAL = -1 goes to the last place, which is cut off
+    # LOCAL = -1 goes to the last place of another row, which is cut off.
+    in_slot.reshape(-1)[row_starts(in_slot) + slot] = np.arange(slot.shape[-1])
     return in_slot[..., :-1]
 
 
@@ -42,7 +55,7 @@ def cross_gains(gain: NDArray[Any], in_slot: NDArray[np.int64]) -> Array:
     )  # (G, M), place of (m, g) in a device's row
     index = np.where(occupant >= 0, occupant, 0) * (servers * channels) + here
     flat = gain.reshape(*batch, devices * servers * channels)
-    heard = np.take_along_axis(flat, index.reshape(*batch, -1), axis=-1).reshape(index.shape)
+    heard = in_each_row(flat, index.reshape(*batch, -1)).reshape(index.shape)
     return np.where(occupant >= 0, heard, 0.0).astype(np.float64, copy=False)
 
 
@@ -58,7 +71,7 @@ class Links:
         noise = noise_w_hz * bandwidth_hz + self.interference_w
         in_use = bandwidth_hz > 0
         sinr = self.signal_w / np.where(in_use, noise, 1.0)
-        return np.where(in_use, bandwidth_hz * np.log2(1 + sinr), 0.0)
+        return np.where(in_use, bandwidth_hz * np.log1p(sinr) / np.log(2), 0.0)
 
 
 def links(network: NetworkConfig, cross: Array, power_w: Array) -> Links:
@@ -75,7 +88,7 @@ def links(network: NetworkConfig, cross: Array, power_w: Array) -> Links:
 
 def by_slot(values: Array, in_slot: NDArray[np.int64], network: NetworkConfig) -> Array:
     """Values of devices (*batch, N) in their slots, (*batch, M, G); 0 in a free slot."""
-    taken = np.take_along_axis(values, np.where(in_slot >= 0, in_slot, 0), axis=-1)
+    taken = in_each_row(values, np.where(in_slot >= 0, in_slot, 0))
     shape = (*in_slot.shape[:-1], network.edge_servers, network.sub_channels)
     return np.where(in_slot >= 0, taken, 0.0).reshape(shape)
 
@@ -83,7 +96,7 @@ def by_slot(values: Array, in_slot: NDArray[np.int64], network: NetworkConfig) -
 def by_device(values: Array, slot: NDArray[np.int64]) -> Array:
     """Values of slots (*batch, M, G) at their devices, (*batch, N); 0 for a device without one."""
     flat = values.reshape(*slot.shape[:-1], -1)
-    return np.where(slot >= 0, np.take_along_axis(flat, np.where(slot >= 0, slot, 0), axis=-1), 0.0)
+    return np.where(slot >= 0, in_each_row(flat, np.where(slot >= 0, slot, 0)), 0.0)
 
 
 def offload_rate_bps(network: NetworkConfig, state: NetworkState, decision: Decision) -> Array:
@@ -98,5 +111,8 @@ def upload_rate_bps(network: NetworkConfig, state: NetworkState) -> Array:
     """Rate of a model's upload (23) in bits/s, (*batch, N): best channel, most power, W·M/N, alone."""
     radio = network.radio
     bandwidth_hz = radio.bandwidth_hz * min(1.0, network.edge_servers / network.devices)
-    best = state.gain.max(axis=(-2, -1)).astype(np.float64)
-    return np.asarray(bandwidth_hz * np.log2(1 + radio.power_w[1] * best / (radio.noise_w_hz * bandwidth_hz)))
+    # A maximum of whole arrays is much faster than one of each short row.
+    best = state.gain.reshape(-1, network.slots).T.copy().max(axis=0).reshape(state.data_bits.shape)
+    best = best.astype(np.float64)
+    snr = radio.power_w[1] * best / (radio.noise_w_hz * bandwidth_hz)
+    return np.asarray(bandwidth_hz * np.log1p(snr) / np.log(2))

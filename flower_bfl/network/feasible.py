@@ -8,14 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flower_bfl.errors import ConfigError
-from flower_bfl.network.channel import by_device, by_slot, cross_gains, links, occupants
+from flower_bfl.network.channel import (
+    by_device,
+    by_slot,
+    cross_gains,
+    in_each_row,
+    links,
+    occupants,
+    row_starts,
+)
 from flower_bfl.network.pricing import local_cpu_limit_hz, price
 from flower_bfl.network.settings import Array, NetworkConfig
 from flower_bfl.network.state import LOCAL, Decision, NetworkState, check_fit
 
 _TOLERANCE = 1e-9  # relative, for sums of floats
-_LEAST_SHARE = 1e-3  # of the most, for what must be positive but may be as small as one likes
-_HALVINGS = 40
+_LEAST_SHARE = 1e-9  # of the most, for what must be positive but may be as small as one likes
+_NOTHING = float(np.finfo(np.float64).tiny)
+_NEWTON_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -39,16 +48,22 @@ def violations(network: NetworkConfig, state: NetworkState, decision: Decision) 
     """Every limit of (28b)-(28h) that the decision breaks, with device and amount; none if it is feasible.
 
     Energy (28h) depends on rates and is looked at only where (28b) to (28g) leave a price to compute.
+
+    Raises:
+        ConfigError: shapes do not fit, or the decision breaks no limit and yet takes for ever.
     """
     check_fit(network, state, decision)
-    found = [
-        *_slot_violations(network, decision),
-        *_device_violations(network, state, decision),
-        *_sum_violations(network, decision),
-    ]
+    with np.errstate(all="ignore"):  # sums of anything
+        found = [
+            *_slot_violations(network, decision),
+            *_device_violations(network, state, decision),
+            *_sum_violations(network, decision),
+        ]
     try:
         priced = price(network, state, decision)
     except ConfigError:
+        if not found:
+            raise
         return found
     excess_j = priced.learning_j - state.energy_slack_j * (1 + _TOLERANCE)
     found += _each(
@@ -72,10 +87,16 @@ def project(network: NetworkConfig, state: NetworkState, decision: Decision) -> 
     A slot that is not there, or that a device with a better channel also wants, becomes local. Power, CPU
     and hash rates are clipped, bandwidths and hash rates scaled to their budgets. An offloading device whose
     energy does not suffice sends with less power, and trains itself if no power is little enough. A device
-    that has to train itself and got no CPU takes all it may.
+    that got nothing for its part takes W/G of bandwidth, or all the CPU it may.
     """
     check_fit(network, state, decision)
-    slot = _without_conflicts(network, state, decision.slot)
+    slot = without_conflicts(network, state, decision.slot)
+    return project_resources(network, state, replace(decision, slot=slot))
+
+
+def project_resources(network: NetworkConfig, state: NetworkState, decision: Decision) -> Decision:
+    """`project` for slots that are all there, and each for one device alone."""
+    slot = decision.slot
     power_w = np.clip(decision.power_w, *network.radio.power_w)
     bandwidth_hz = _within_bandwidth(network, slot, decision.bandwidth_hz)
     slot, power_w = _within_energy(network, state, slot, power_w, bandwidth_hz)
@@ -90,6 +111,20 @@ def project(network: NetworkConfig, state: NetworkState, decision: Decision) -> 
         cpu_hz=np.where(offloads, 0.0, cpu_hz),
         hash_rate=_within_hash_budget(network, decision.hash_rate),
     )
+
+
+def without_conflicts(
+    network: NetworkConfig, state: NetworkState, slot: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The slots, (*batch, N); LOCAL for who wants one that is not there, or that a better channel gets."""
+    slot = np.where((slot >= 0) & (slot < network.slots), slot, LOCAL)
+    flat_gain = state.gain.reshape(*slot.shape, network.slots)
+    own = in_each_row(flat_gain, np.where(slot >= 0, slot, 0)[..., None])[..., 0]
+    by_gain = np.argsort(own, axis=-1, kind="stable")
+    holder = np.full((*slot.shape[:-1], network.slots + 1), -1)
+    holder.reshape(-1)[row_starts(holder) + in_each_row(slot, by_gain)] = by_gain  # the last one stays
+    keeps = in_each_row(holder, np.maximum(slot, 0)) == np.arange(slot.shape[-1])
+    return np.where(keeps, slot, LOCAL)
 
 
 # --- checks -------------------------------------------------------------------------------------------------
@@ -134,7 +169,7 @@ def _device_violations(
     for constraint, name, unit, who, least, most in limits:
         value = getattr(decision, name)
         below = least * (1 - _TOLERANCE) - value
-        below[(least == 0) & (value == 0)] = np.finfo(np.float64).tiny  # 0 is too little by next to nothing
+        below[(least == 0) & (value == 0)] = _NOTHING  # too little, by next to nothing
         excess = np.where(who, np.maximum(below, value - most * (1 + _TOLERANCE)), 0.0)
         for one in _each(constraint, excess, lambda at: ""):
             at = (*one.batch, one.device)
@@ -161,22 +196,10 @@ def _sum_violations(network: NetworkConfig, decision: Decision) -> Iterator[Viol
 # --- projection ---------------------------------------------------------------------------------------------
 
 
-def _without_conflicts(
-    network: NetworkConfig, state: NetworkState, slot: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    slot = np.where((slot >= 0) & (slot < network.slots), slot, LOCAL)
-    flat_gain = state.gain.reshape(*slot.shape, network.slots)
-    own = np.take_along_axis(flat_gain, np.where(slot >= 0, slot, 0)[..., None], axis=-1)[..., 0]
-    by_gain = np.argsort(own, axis=-1, kind="stable")
-    holder = np.full((*slot.shape[:-1], network.slots + 1), -1)
-    np.put_along_axis(holder, np.take_along_axis(slot, by_gain, -1), by_gain, axis=-1)  # the last one stays
-    keeps = np.take_along_axis(holder, slot, axis=-1) == np.arange(slot.shape[-1])
-    return np.where(keeps, slot, LOCAL)
-
-
 def _within_bandwidth(network: NetworkConfig, slot: NDArray[np.int64], bandwidth_hz: Array) -> Array:
     most_hz = network.radio.bandwidth_hz
-    wanted = np.where(slot >= 0, np.clip(bandwidth_hz, _LEAST_SHARE * most_hz, most_hz), 0.0)
+    wanted = np.where(bandwidth_hz > 0, bandwidth_hz, most_hz / network.sub_channels)
+    wanted = np.where(slot >= 0, np.clip(wanted, _LEAST_SHARE * most_hz, most_hz), 0.0)
     if network.radio.sharing == "per_device":
         return wanted
     in_slot = occupants(slot, network.slots)
@@ -188,8 +211,8 @@ def _within_bandwidth(network: NetworkConfig, slot: NDArray[np.int64], bandwidth
 def _within_hash_budget(network: NetworkConfig, hash_rate: Array) -> Array:
     least, most = network.blocks.hash_rate
     above: Array = np.clip(hash_rate, least, most) - least
-    left = network.blocks.total_hash_rate - network.devices * least
-    return np.asarray(least + above * (left / np.maximum(above.sum(axis=-1, keepdims=True), max(left, 1.0))))
+    left = max(network.blocks.total_hash_rate - network.devices * least, _NOTHING)
+    return np.asarray(least + above * (left / np.maximum(above.sum(axis=-1, keepdims=True), left)))
 
 
 def _within_energy(
@@ -201,28 +224,35 @@ def _within_energy(
     others: one pass is enough.
     """
     in_slot = occupants(slot, network.slots)
-    cross = cross_gains(state.gain, in_slot)
-    heard = links(network, cross, by_slot(power_w, in_slot, network))
-    own_gain = by_device(np.einsum("...mgm->...mg", cross), slot)
-    noise_w = network.radio.noise_w_hz * bandwidth_hz + by_device(heard.interference_w, slot)
-
-    def energy_j(who: Any, power: Array) -> Array:
-        rate = bandwidth_hz[who] * np.log2(1 + power * own_gain[who] / noise_w[who])
-        return np.asarray(power * state.data_bits[who] / rate)
-
-    offloads = slot >= 0
-    too_much = np.zeros_like(offloads)
-    too_much[offloads] = energy_j(offloads, power_w[offloads]) > state.energy_slack_j[offloads]
+    power, bandwidth, data_bits, slack_j = (
+        by_slot(values, in_slot, network)
+        for values in (power_w, bandwidth_hz, state.data_bits, state.energy_slack_j)
+    )
+    heard = links(network, cross_gains(state.gain, in_slot), power)
+    rate_bps = heard.rate_bps(bandwidth, network.radio.noise_w_hz)
+    too_much = power * data_bits > slack_j * rate_bps
     if not too_much.any():
         return slot, power_w
-    low = np.full(int(too_much.sum()), network.radio.power_w[0])
-    high, slack_j = power_w[too_much], state.energy_slack_j[too_much]
-    never = energy_j(too_much, low) > slack_j
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        enough = energy_j(too_much, middle) <= slack_j
-        low, high = np.where(enough, middle, low), np.where(enough, high, middle)
-    slot, power_w = slot.copy(), power_w.copy()
-    power_w[too_much] = low
-    slot[too_much] = np.where(never, LOCAL, slot[too_much])
-    return slot, power_w
+    noise_w = network.radio.noise_w_hz * bandwidth[too_much] + heard.interference_w[too_much]
+    least_w = network.radio.power_w[0]
+    with np.errstate(all="ignore"):  # a signal may be so weak that it is 0
+        # p·D = E·b·log2(1 + p/p1), where p1 is the power that is heard as strong as the noise
+        unit_w = noise_w * power[too_much] / heard.signal_w[too_much]
+        spendable_w = slack_j[too_much] * bandwidth[too_much] / (data_bits[too_much] * np.log(2))
+        never = least_w > spendable_w * np.log1p(least_w / unit_w)
+        less_w = np.maximum(unit_w * _signal_to_noise(spendable_w / unit_w), least_w)
+    power[too_much] = np.where(never, 0.0, less_w)
+    power_w = by_device(power, slot)
+    return np.where(power_w > 0, slot, LOCAL), power_w
+
+
+def _signal_to_noise(k: Array) -> Array:
+    """The x > 0 with x = k·ln(1 + x): energy grows as x/ln(1 + x), k is what there is; 0 if there is none.
+
+    Newton's method from 2(k - 1), which is below x as ln(1 + x) > 2x/(2 + x). Six steps are exact for any k.
+    """
+    x = least = 2 * np.maximum(k - 1, 0.0)
+    for _ in range(_NEWTON_STEPS):
+        slope = np.maximum(1 - k / (1 + x), np.finfo(np.float64).eps)
+        x = np.maximum(x - (x - k * np.log1p(x)) / slope, least)
+    return x

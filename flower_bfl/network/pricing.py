@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flower_bfl.errors import ConfigError
-from flower_bfl.network.channel import occupants, offload_rate_bps, upload_rate_bps
+from flower_bfl.network.channel import by_slot, in_each_row, occupants, offload_rate_bps, upload_rate_bps
 from flower_bfl.network.settings import Array, Blocks, NetworkConfig
 from flower_bfl.network.state import Decision, NetworkState, check_fit
 
@@ -55,30 +54,42 @@ def price(network: NetworkConfig, state: NetworkState, decision: Decision) -> Pr
 
     Raises:
         ConfigError: shapes do not fit, a slot is not there or taken twice, or a device has nothing to do its
-            part with (an offloading one no power or bandwidth, another no CPU, any no hash rate).
+            part with (an offloading one no power or bandwidth, another no CPU, any no hash rate), or so
+            little that it takes for ever.
     """
     check_fit(network, state, decision)
     _check_priceable(network, decision)
+    with np.errstate(all="ignore"):
+        priced = _price(network, state, decision)
+    _check_finite(priced)
+    return priced
+
+
+def _price(network: NetworkConfig, state: NetworkState, decision: Decision) -> Price:
     offloads = decision.offloads
     rate_bps = offload_rate_bps(network, state, decision)
     offload_s = np.divide(state.data_bits, rate_bps, out=np.zeros_like(rate_bps), where=offloads)
     server = np.where(offloads, decision.slot // network.sub_channels, 0)
     edge_s = np.where(offloads, state.work_cycles / network.edge_speeds_hz[server], 0.0)
-    server_edge_s = _at_servers(network, edge_s, server).sum(axis=-1)
+    in_slot = occupants(decision.slot, network.slots)
+    server_edge_s = by_slot(edge_s, in_slot, network).sum(axis=-1)
     trains = ~offloads
     local_s = np.divide(state.work_cycles, decision.cpu_hz, out=np.zeros_like(rate_bps), where=trains)
-    local_j = network.tasks.energy_coefficient * decision.cpu_hz**2 * state.work_cycles * trains
+    local_j = (
+        network.tasks.energy_coefficient * np.where(trains, decision.cpu_hz, 0.0) ** 2 * state.work_cycles
+    )
     upload_s = np.where(offloads, 0.0, network.model_bits / upload_rate_bps(network, state))
     mining_s = mining_by_device_s(network.blocks, decision.hash_rate, network.edge_servers)
     # An edge server trains on the union, so it waits for the last data set.
-    server_path_s = _at_servers(network, offload_s, server).max(axis=-1) + server_edge_s
-    path_s = np.where(offloads, np.take_along_axis(server_path_s, server, axis=-1), local_s + upload_s)
+    server_path_s = by_slot(offload_s, in_slot, network).max(axis=-1) + server_edge_s
+    path_s = np.where(offloads, in_each_row(server_path_s, server), local_s + upload_s)
     learning_s = (
         path_s.max(axis=-1)
         if network.objective == "makespan"
         else (offload_s + edge_s + local_s + upload_s).sum(axis=-1)
     )
-    consensus_s = np.full(state.batch, network.p2p_rounds * network.model_bits / network.edge_link_bps)
+    steps = network.p2p_rounds if network.edge_servers > 1 else 0  # nobody to agree with
+    consensus_s = np.full(state.batch, steps * network.model_bits / network.edge_link_bps)
     mining_total_s = mining_of_all_s(network.blocks, decision.hash_rate, network.edge_servers)
     return Price(
         rate_bps=rate_bps,
@@ -126,10 +137,23 @@ def local_cpu_limit_hz(network: NetworkConfig, state: NetworkState) -> Array:
     return np.minimum(state.cpu_hz, by_energy_hz)
 
 
-def _at_servers(network: NetworkConfig, values: Array, server: NDArray[np.int64]) -> Array:
-    """Values as each edge server sees them, 0 for devices of others; (*batch, N) to (*batch, M, N)."""
-    servers = np.arange(network.edge_servers)[:, None]
-    return np.where(server[..., None, :] == servers, values[..., None, :], 0.0)
+def _check_finite(priced: Price) -> None:
+    phases = (
+        ("20", "rate_bps"),
+        ("20", "offload_s"),
+        ("22", "local_s"),
+        ("23", "upload_s"),
+        ("27", "mining_s"),
+    )
+    for equation, name in phases:
+        values = getattr(priced, name)
+        wrong = ~np.isfinite(values)
+        if wrong.any():
+            at = tuple(np.argwhere(wrong)[0])
+            raise ConfigError(
+                f"({equation}): `{name}` must be finite, got {values[at]} for device {at[-1]}: "
+                "what it has for its part is next to nothing"
+            )
 
 
 def _check_priceable(network: NetworkConfig, decision: Decision) -> None:
@@ -138,7 +162,7 @@ def _check_priceable(network: NetworkConfig, decision: Decision) -> None:
         wrong = slot[(slot >= network.slots) | (slot < -1)][0]
         raise ConfigError(f"(28b): `slot` must be -1 or one of 0..{network.slots - 1}, got {wrong}")
     in_slot = occupants(slot, network.slots)
-    holder = np.take_along_axis(in_slot, np.where(offloads, slot, 0), axis=-1)
+    holder = in_each_row(in_slot, np.where(offloads, slot, 0))
     twice = offloads & (holder != np.arange(slot.shape[-1]))
     if twice.any():
         raise ConfigError(f"(28c): `slot` must not be taken twice, got slot {slot[twice][0]} of two devices")

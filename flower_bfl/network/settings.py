@@ -3,7 +3,7 @@
 Every range is a pair (least, most). Decibels, bits and hertz are in the names.
 """
 
-import math
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -21,6 +21,10 @@ Sharing = Literal["shared", "per_device"]
 MiningTotal = Literal["sum", "fastest", "race"]
 Range = tuple[float, float]
 Array = NDArray[np.float64]
+
+_LARGEST = sys.float_info.max
+_DECIBELS = 1000.0  # either way, so that no power and no noise is 0 or infinite as a float
+_TOLERANCE = 1e-9  # relative, for sums of floats
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,13 @@ class Radio:
 
     def __post_init__(self) -> None:
         _check_positive(self, "bandwidth_hz", "area_m")
-        _check_finite(self, "noise_dbm_hz", "noise_figure_db", "loss_at_km_db")
+        for name in ("noise_dbm_hz", "noise_figure_db", "loss_at_km_db"):
+            _check_number(name, getattr(self, name), "from -1000 to 1000 dB", -_DECIBELS, _DECIBELS)
         _check_not_negative(self, "loss_per_decade_db", "shadowing_db")
-        _check_range(self, "power_dbm")
-        _check_choice(self, "sharing", Sharing)
-        if not 0 <= self.fading_correlation <= 1:
-            raise ConfigError(f"`fading_correlation` must be in [0, 1], got {self.fading_correlation}")
+        _check_range("power_dbm", self.power_dbm, "from -1000 to 1000 dBm", -_DECIBELS, _DECIBELS)
+        _check_choice("sharing", self.sharing, get_args(Sharing))
+        _check_choice("interference", self.interference, (True, False))
+        _check_number("fading_correlation", self.fading_correlation, "in [0, 1]", 0.0, 1.0)
 
     @property
     def power_w(self) -> Range:
@@ -77,6 +82,7 @@ class Tasks:
         _check_positive_range(self, "data_bits", "work_cycles", "cpu_hz", "energy_slack_j")
         _check_positive(self, "energy_coefficient", "battery_capacity_j")
         _check_not_negative(self, "drift")
+        _check_choice("battery", self.battery, (True, False))
         if self.battery and self.battery_capacity_j < self.energy_slack_j[1]:
             raise ConfigError(
                 f"`battery_capacity_j` must be at least {self.energy_slack_j[1]}, "
@@ -97,7 +103,7 @@ class Blocks:
     forks: float = 3.0  # ζ, how often a round forks
 
     def __post_init__(self) -> None:
-        _check_choice(self, "total", MiningTotal)
+        _check_choice("total", self.total, get_args(MiningTotal))
         _check_positive_range(self, "hash_rate")
         _check_positive(self, "total_hash_rate", "work_hashes", "forks")
         _check_not_negative(self, "energy_per_hash_j", "propagation_s")
@@ -134,30 +140,37 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         for name, least in (("devices", 1), ("edge_servers", 1), ("sub_channels", 1), ("p2p_rounds", 0)):
             check_whole_number(name, getattr(self, name), least, 2**16 - 1)
-        _check_choice(self, "objective", Objective)
+        _check_choice("objective", self.objective, get_args(Objective))
         _check_positive(self, "edge_link_bps", "model_bits", "latency_bound_s")
         self._check_servers()
+        for name, part in _PARTS.items():
+            if not isinstance(getattr(self, name), part):
+                raise ConfigError(f"`{name}` must be a {part.__name__}, got {getattr(self, name)!r}")
         needed, budget = self.devices * self.blocks.hash_rate[0], self.blocks.total_hash_rate
-        if needed > budget:
+        if needed > budget * (1 + _TOLERANCE):
             raise InfeasibleError(
                 f"(28g): {self.devices} devices take at least {needed:.4g} hashes/s, "
                 f"`total_hash_rate` must not be less, got {budget:.4g}"
             )
 
     def _check_servers(self) -> None:
-        speeds = np.atleast_1d(np.asarray(self.edge_cpu_hz, dtype=np.float64))
-        if speeds.size not in (1, self.edge_servers) or not (np.isfinite(speeds) & (speeds > 0)).all():
-            raise ConfigError(
-                "`edge_cpu_hz` must be a positive number, or one for each of "
-                f"{self.edge_servers} edge servers, got {self.edge_cpu_hz}"
-            )
-        if self.server_positions_m is not None:
-            places = np.asarray(self.server_positions_m, dtype=np.float64)
-            if places.shape != (self.edge_servers, 2) or not np.isfinite(places).all():
-                raise ConfigError(
-                    f"`server_positions_m` must be {self.edge_servers} finite pairs, "
-                    f"got {self.server_positions_m}"
-                )
+        speeds, servers = self.edge_cpu_hz, self.edge_servers
+        rule = f"a positive number, or a tuple of {servers}, one for each edge server"
+        if isinstance(speeds, tuple) and len(speeds) != servers:
+            raise ConfigError(f"`edge_cpu_hz` must be {rule}, got {speeds}")
+        for speed in speeds if isinstance(speeds, tuple) else (speeds,):
+            _check_number("edge_cpu_hz", speed, rule, 0.0, strict=True)
+        places = self.server_positions_m
+        if places is None:
+            return
+        rule = f"a tuple of {servers} pairs of finite numbers, one for each edge server"
+        if not isinstance(places, tuple) or len(places) != servers:
+            raise ConfigError(f"`server_positions_m` must be {rule}, got {places}")
+        for place in places:
+            if not isinstance(place, tuple) or len(place) != 2:
+                raise ConfigError(f"`server_positions_m` must be {rule}, got {place} in it")
+            for metres in place:
+                _check_number("server_positions_m", metres, rule)
 
     @property
     def slots(self) -> int:
@@ -206,9 +219,8 @@ class NetworkConfig:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`; what is left out is as in Table IV."""
-        parts: dict[str, type] = {"radio": Radio, "tasks": Tasks, "blocks": Blocks}
         given = dict(table)
-        for name, part in parts.items():
+        for name, part in _PARTS.items():
             if name in given:
                 if not isinstance(given[name], Mapping):
                     raise ConfigError(f"`{name}` must be a table of settings, got {given[name]!r}")
@@ -227,6 +239,9 @@ class NetworkConfig:
         return tomli_w.dumps(self.to_dict())
 
 
+_PARTS: dict[str, type] = {"radio": Radio, "tasks": Tasks, "blocks": Blocks}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(each) for name, each in value.items()}
@@ -240,53 +255,55 @@ def _build(kind: type, given: Mapping[str, Any], prefix: str) -> Any:
             raise ConfigError(f"`{prefix}{name}` is no setting of a network, known are {sorted(known)}")
     try:
         return kind(**{name: _tuples(value) for name, value in given.items()})
-    except TypeError as error:  # a comparison of a string with a number, say
-        raise ConfigError(f"`{prefix or 'network'}` has a setting of the wrong type: {error}") from error
+    except ConfigError as error:
+        # Every message begins with a name; the reader of a file looks for the one that is written there.
+        raise ConfigError(str(error).replace("`", f"`{prefix}", 1)) from error
 
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
 
 
-def _check_finite(owner: object, *names: str) -> None:
-    for name in names:
-        _check_number(name, getattr(owner, name), -math.inf, "finite")
-
-
 def _check_positive(owner: object, *names: str) -> None:
     for name in names:
-        _check_number(name, getattr(owner, name), 0.0, "positive and finite", strict=True)
+        _check_number(name, getattr(owner, name), "positive and finite", 0.0, strict=True)
 
 
 def _check_not_negative(owner: object, *names: str) -> None:
     for name in names:
-        _check_number(name, getattr(owner, name), 0.0, "finite and not negative")
-
-
-def _check_number(name: str, value: object, least: float, rule: str, *, strict: bool = False) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or value < least or (strict and value == least):  # type: ignore[operator]
-        raise ConfigError(f"`{name}` must be {rule}, got {value!r}")
-
-
-def _check_range(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if not isinstance(value, tuple) or len(value) != 2:
-            raise ConfigError(f"`{name}` must be a pair (least, most), got {value!r}")
-        for end in value:
-            _check_number(name, end, -math.inf, "a pair of finite numbers")
-        if value[0] > value[1]:
-            raise ConfigError(f"`{name}` must be a pair (least, most), got {value}")
+        _check_number(name, getattr(owner, name), "finite and not negative", 0.0)
 
 
 def _check_positive_range(owner: object, *names: str) -> None:
-    _check_range(owner, *names)
     for name in names:
-        if getattr(owner, name)[0] <= 0:
-            raise ConfigError(f"`{name}` must be a pair of positive numbers, got {getattr(owner, name)}")
+        _check_range(name, getattr(owner, name), "positive and finite", 0.0, strict=True)
 
 
-def _check_choice(owner: object, name: str, choices: Any) -> None:
-    if getattr(owner, name) not in get_args(choices):
-        raise ConfigError(f"`{name}` must be one of {get_args(choices)}, got {getattr(owner, name)!r}")
+def _check_number(
+    name: str,
+    value: object,
+    rule: str,
+    least: float = -_LARGEST,
+    most: float = _LARGEST,
+    *,
+    strict: bool = False,
+) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most or (strict and value == least):  # type: ignore[operator]
+        raise ConfigError(f"`{name}` must be {rule}, got {value!r}")
+
+
+def _check_range(
+    name: str, value: object, rule: str, least: float, most: float = _LARGEST, *, strict: bool = False
+) -> None:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise ConfigError(f"`{name}` must be a pair (least, most), got {value!r}")
+    for end in value:
+        _check_number(name, end, f"a pair of numbers {rule}", least, most, strict=strict)
+    if value[0] > value[1]:
+        raise ConfigError(f"`{name}` must be a pair (least, most), got {value}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"`{name}` must be one of {choices}, got {value!r}")

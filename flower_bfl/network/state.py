@@ -4,7 +4,8 @@ Both are batched: `*batch` stands for any leading shape, also none. There are N 
 with G sub-channels each.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -34,7 +35,8 @@ class NetworkState:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            object.__setattr__(self, each.name, _floats(each.name, getattr(self, each.name)))
+            values = _floats(each.name, getattr(self, each.name), float32=each.name == "gain")
+            object.__setattr__(self, each.name, values)
         if self.gain.ndim < 3 or 0 in self.gain.shape:
             raise ConfigError(
                 "`gain` must have shape (*batch, devices, edge servers, sub-channels), at least one of each, "
@@ -72,7 +74,9 @@ class NetworkState:
         """Some of a batch, indexed as an array of that shape."""
         if not self.batch:
             raise ConfigError("`state` must be a batch to be indexed, got one state")
-        return type(self)(**{each.name: getattr(self, each.name)[index] for each in fields(self)})
+        return type(self)(
+            **{each.name: _picked(getattr(self, each.name), self.batch, index) for each in fields(self)}
+        )
 
     def permuted(self, order: ArrayLike) -> Self:
         """The same with the devices in another order: place i gets device order[i]."""
@@ -120,15 +124,22 @@ class Decision:
 
     def __getitem__(self, index: Any) -> Self:
         """Some of a batch, indexed as an array of that shape."""
-        return type(self)(**{each.name: getattr(self, each.name)[index] for each in fields(self)})
+        batch = self.slot.shape[:-1]
+        return type(self)(
+            **{each.name: _picked(getattr(self, each.name), batch, index) for each in fields(self)}
+        )
+
+    def permuted(self, order: ArrayLike) -> Self:
+        """The same with the devices in another order: place i gets device order[i]."""
+        order = np.asarray(order)
+        return type(self)(**{each.name: getattr(self, each.name)[..., order] for each in fields(self)})
 
     @classmethod
-    def stack(cls, decisions: Iterator["Decision"] | list["Decision"], batch: tuple[int, ...]) -> "Decision":
+    def stack(cls, decisions: Sequence["Decision"], batch: tuple[int, ...]) -> "Decision":
         """One batch of shape `batch` of single decisions, in C order."""
-        made = list(decisions)
         return cls(
             **{
-                each.name: np.reshape([getattr(one, each.name) for one in made], (*batch, -1))
+                each.name: np.reshape([getattr(one, each.name) for one in decisions], (*batch, -1))
                 for each in fields(cls)
             }
         )
@@ -148,9 +159,18 @@ def check_fit(network: NetworkConfig, state: NetworkState, decision: Decision | 
         )
 
 
-def _floats(name: str, value: ArrayLike) -> NDArray[Any]:
+def _picked(values: NDArray[Any], batch: tuple[int, ...], index: Any) -> NDArray[Any]:
+    """values[index], where the index must not reach beyond the batch, nor `...` stand for what is there."""
+    rows = np.arange(math.prod(batch)).reshape(batch)[index]
+    return np.asarray(values.reshape(-1, *values.shape[len(batch) :])[rows])
+
+
+def _floats(name: str, value: ArrayLike, *, float32: bool = False) -> NDArray[Any]:
+    """As float64, or as it is if it may be float32: sums of many float32 would miss their budgets."""
     try:
         array = np.asarray(value)
-        return array if array.dtype == np.float32 or array.dtype == np.float64 else array.astype(np.float64)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:  # rows of different lengths
         raise ConfigError(f"`{name}` must be an array of numbers, got {value!r}") from error
+    if array.dtype.kind not in "fiu":
+        raise ConfigError(f"`{name}` must be an array of numbers, got {array.dtype} of {array.shape}")
+    return array if float32 and array.dtype == np.float32 else array.astype(np.float64, copy=False)
