@@ -19,6 +19,8 @@ _DEFAULT_NODES = 10
 _PAIR = r"""([^\s=]+)=("[^"]*"|'[^']*'|\S+)"""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
+network_app = typer.Typer(no_args_is_help=True, help="An edge network: its settings, and what a round costs.")
+app.add_typer(network_app, name="network")
 
 
 def main() -> None:
@@ -157,6 +159,57 @@ def ledger(
     chain, store = open_folder(source) if isinstance(source, Path) else open_node(*source)
     with closing(chain):
         print_ledger(Browser(chain, store, server_round), server_round, as_json=as_json)
+
+
+_Network = Annotated[Path | None, typer.Argument(metavar="NETWORK.TOML", show_default=False)]
+
+
+@network_app.command()
+def show(
+    network: _Network = None,
+    devices: Annotated[
+        int | None, typer.Option(metavar="N", help="Devices, in place of the file's.", show_default=False)
+    ] = None,
+    servers: Annotated[
+        int | None,
+        typer.Option(metavar="M", help="Edge servers, in place of the file's.", show_default=False),
+    ] = None,
+    controller: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Who decides: assignment, near-optimal, greedy, random or all-local."
+        ),
+    ] = "assignment",
+    seed: Annotated[int, typer.Option(min=0, help="Of the round that is drawn.")] = 0,
+    picture: Annotated[Path, typer.Option(help="Where to draw it.")] = Path("network.png"),
+    no_picture: Annotated[bool, typer.Option("--no-picture", help="Draw nothing.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Draw a round at random, have it decided, and show who offloads where and what that costs.
+
+    The file has what is not as in the paper's Table IV; `flower-bfl network settings` has all.
+    """
+    from flower_bfl._network_view import price_round, print_round, read_network
+
+    priced = price_round(read_network(network, devices, servers), controller, seed)
+    print_round(priced, as_json=as_json)
+    if no_picture:
+        return
+    try:
+        from flower_bfl._network_picture import draw_round, save_picture
+    except ModuleNotFoundError:
+        typer.echo("No picture: this takes matplotlib, pip install 'flower-bfl[plots]'", err=True)
+        return
+    save_picture(draw_round(priced), picture)
+    typer.echo(f"Picture: {picture}", err=as_json)
+
+
+@network_app.command()
+def settings(network: _Network = None) -> None:
+    """Print all settings as TOML: those of the file, and those of the paper's Table IV that it leaves out."""
+    from flower_bfl._network_view import read_network
+
+    typer.echo(read_network(network).to_toml(), nl=False)
 
 
 def _parse_source(

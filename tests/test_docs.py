@@ -1,7 +1,9 @@
 """What the documentation shows is what happens."""
 
+import ast
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from flower_bfl import EvmLedger
 from flower_bfl._flwr_run import declared_config
 from flower_bfl.chain_adapter import Kind
 from flower_bfl.cli import _parse_run_config
+from flower_bfl.network import NetworkConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -62,6 +65,27 @@ def test_the_examples_of_keys_run(tmp_path, monkeypatch, federation):
         ["operator.json", *(f"{role}-{n}.json" for role in ("device", "server") for n in range(3))]
     )
     assert names["app"] is not None
+
+
+def test_the_examples_of_the_network_model_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks(ROOT / "docs" / "network-model.md", "toml")
+    Path("network.toml").write_text(example, encoding="utf-8")
+    names = run_page("network-model.md", {})
+    assert "(20, 10)\n[]\n" in capsys.readouterr().out
+    np.testing.assert_allclose(names["wish"].bandwidth_hz, names["decisions"].bandwidth_hz)
+    assert (names["small"].devices, names["small"].blocks.total) == (8, "race")
+
+
+def test_the_network_model_lists_every_setting_with_its_default():
+    page = (ROOT / "docs" / "network-model.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\|[^|]*\| `([\w.]+)` \| `([^`]+)` \|", page, re.M)
+    network = NetworkConfig()
+    expected = {each.name: getattr(network, each.name) for each in fields(network)}
+    for name in ("radio", "tasks", "blocks"):
+        part = expected.pop(name)
+        expected |= {f"{name}.{each.name}": getattr(part, each.name) for each in fields(part)}
+    assert {name: ast.literal_eval(default) for name, default in listed} == expected
 
 
 def test_settings_in_commands_exist():
