@@ -1,8 +1,8 @@
-"""The network: steps a second of the environments, on one core.
+"""The network: steps a second of the environments, and what a decision of the solvers takes, on one core.
 
-Actions are drawn beforehand. What counts is reading and projecting them, prices, observations, and drawing
-new networks at the ends of episodes. The vectorised form and a loop over a single environment run in turn, an
-episode each; the medians count, also of the ratios.
+Environments: actions are drawn beforehand. What counts is reading and projecting them, prices, observations,
+and drawing new networks at the ends of episodes. The vectorised form and a loop over a single environment run
+in turn, an episode each; the medians count, also of the ratios.
 """
 
 import os
@@ -13,11 +13,13 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # befo
 
 import numpy as np
 
+from flower_bfl.controller import AllLocalController, AssignmentController, NearOptimalController
 from flower_bfl.controller.env import BFLEnv, BFLVectorEnv
-from flower_bfl.network import NetworkConfig
+from flower_bfl.network import NetworkConfig, NetworkState, draw_states, price
 
 BATCH, ROUNDS, PAIRS = 256, 200, 7
 BARS = {30: 40_000, 100: 12_000}  # steps a second by number of devices
+STATES = 16  # for the solvers
 
 
 def vectorised_steps_a_second(env: BFLVectorEnv, actions: list[dict[str, np.ndarray]]) -> float:
@@ -54,9 +56,36 @@ def time_environments(devices: int, bar: int) -> None:
     print(f"  {together:,.0f} steps/s (bar: {bar:,}), one at a time {alone:,.0f} steps/s, ratio {ratio:.0f}")
 
 
+def learning_and_seconds(
+    controller: AllLocalController | AssignmentController | NearOptimalController, states: NetworkState
+) -> tuple[float, float]:
+    """Mean learning latency of the decisions, and the median of what one takes."""
+    seconds, learning = [], []
+    for i in range(STATES):
+        started = perf_counter()
+        decision = controller.decide(states[i])
+        seconds.append(perf_counter() - started)
+        learning.append(float(price(controller.network, states[i], decision).learning_s))
+    return statistics.mean(learning), statistics.median(seconds)
+
+
+def time_solvers(devices: int) -> None:
+    network = NetworkConfig(devices=devices)
+    states = draw_states(network, STATES, np.random.default_rng(0))
+    local, _ = learning_and_seconds(AllLocalController(network), states)
+    fast, fast_s = learning_and_seconds(AssignmentController(network), states)
+    near, near_s = learning_and_seconds(NearOptimalController(network), states)
+    print(f"solvers, {devices} devices, {STATES} networks: a decision and its learning latency")
+    print(f"  assignment {1000 * fast_s:.0f} ms (bar at 100 devices: 90)", end="")
+    print(f", near-optimal {near_s:.2f} s (bar at 30: 2), ratio {near_s / fast_s:.0f}")
+    print(f"  over near-optimal: assignment {fast / near - 1:+.2%} (bar at 100: +3 %)", end="")
+    print(f", all-local {local / near - 1:+.0%}")
+
+
 def main() -> None:
     for devices, bar in BARS.items():
         time_environments(devices, bar)
+        time_solvers(devices)
 
 
 if __name__ == "__main__":
