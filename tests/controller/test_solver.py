@@ -160,12 +160,16 @@ def test_each_controller_is_better_than_the_one_before():
 @pytest.mark.slow
 @pytest.mark.parametrize(("devices", "near_optimal_s"), [(20, 19.9), (30, 39.5), (50, 93.2), (100, 321.0)])
 def test_near_optimal_gives_the_reference_figures(devices, near_optimal_s):
-    """Means over 256 other states by an independent prototype, ours over 64: three standard errors."""
+    """Means over 256 other states by an independent prototype; ours over 64.
+
+    Within 1.5 % beside the sampling errors: at 50 and 100 devices the reference's own figures (total,
+    learning part, all-local's excess over it) agree with one another no better.
+    """
     network = NetworkConfig(devices=devices)
     states = draw_states(network, 64, rng(5))
     total_s = price(network, states, NearOptimalController(network, kicks=20).decide(states)).total_s
     error_s = total_s.std() * np.sqrt(1 / 64 + 1 / 256)
-    assert abs(total_s.mean() - near_optimal_s) < 3 * error_s + 0.05
+    assert abs(total_s.mean() - near_optimal_s) < 3 * error_s + 0.015 * near_optimal_s
 
 
 @pytest.mark.parametrize(("devices", "excess"), [(20, 1.60), (30, 1.20), (50, 0.86), (100, 0.50)])
