@@ -69,10 +69,10 @@ class PricedRound:
 
     @property
     def gap(self) -> float | None:
-        """By how much the total may at most be above the best there is, as a share of it."""
-        if self.solution is None or not self.solution.lower_bound_s > 0:
+        """By how much learning may at most take longer than it has to, as a share of that."""
+        if self.solution is None or not self.solution.learning_bound_s > 0:
             return None
-        return self.solution.latency_s / self.solution.lower_bound_s - 1
+        return self.solution.gap
 
     @property
     def broken(self) -> list[Violation]:
@@ -195,7 +195,7 @@ def _phases_table(priced: PricedRound) -> Table:
     total = f"[bold]{_short(cost.total_s)}[/bold]"
     table.add_row("[bold]total[/bold]", total, "", "[dim]learning, consensus and mining: the objective[/dim]")
     if priced.solution is not None and priced.gap is not None:
-        note = f"[dim]no decision's total is less; gap {priced.gap:.2%}[/dim]"
+        note = f"[dim]no decision's total is less; gap of learning {priced.gap:.2%}[/dim]"
         table.add_row("lower bound", _short(priced.solution.lower_bound_s), "", note)
     table.add_row(
         "makespan", _short(cost.makespan_s), "", "[dim]the slowest path, consensus and mining[/dim]"

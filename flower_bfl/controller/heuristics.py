@@ -92,7 +92,7 @@ class GreedyController:
         share_hz = radio.bandwidth_hz / (network.sub_channels if radio.sharing == "shared" else 1)
         limit_hz = local_cpu_limit_hz(network, state)
         slot = np.full(shape, LOCAL)
-        snr = radio.power_w[1] / (radio.noise_w_hz * share_hz) * state.gain
+        snr = radio.power_w[1] / (radio.noise_w_hz * share_hz) * state.gain.astype(np.float64)
         offload_s = state.data_bits[..., None, None] / (share_hz / np.log(2) * np.log1p(snr))
         edge_s = state.work_cycles[..., None, None] / network.edge_speeds_hz[:, None]
         own_s = state.work_cycles / limit_hz + network.model_bits / upload_rate_bps(network, state)

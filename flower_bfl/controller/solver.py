@@ -8,6 +8,7 @@ from flower_bfl.config import check_whole_number
 from flower_bfl.controller.allocation import Situation
 from flower_bfl.controller.assignment import assign_at_prices
 from flower_bfl.controller.bound import lower_bound_s
+from flower_bfl.controller.heuristics import AllLocalController, GreedyController
 from flower_bfl.controller.search import search
 from flower_bfl.errors import ConfigError
 from flower_bfl.network import Decision, NetworkConfig, NetworkState, Price, price
@@ -64,8 +65,16 @@ class _Solver:
         order = np.argsort(Situation.of(self.network, state).own_s, kind="stable")
         situation = Situation.of(self.network, state.permuted(order))
         rng = np.random.default_rng(0)  # the same kicks for each state: the decision depends on it alone
-        found = search(situation, assign_at_prices(situation), self.kicks, rng)
-        return found.decision(situation).permuted(np.argsort(order))
+        found = search(situation, assign_at_prices(situation), self.kicks, rng).decision(situation)
+        # Hardly any energy or signal can leave the search stuck where these are not.
+        simple = (
+            kind(self.network).decide(situation.state) for kind in (GreedyController, AllLocalController)
+        )
+        best = min((found, *simple), key=lambda one: self._learning_s(situation, one))
+        return best.permuted(np.argsort(order))
+
+    def _learning_s(self, situation: Situation, decision: Decision) -> float:
+        return float(price(self.network, situation.state, decision).learning_s)
 
 
 class AssignmentController(_Solver):

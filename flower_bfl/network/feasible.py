@@ -64,7 +64,13 @@ def violations(network: NetworkConfig, state: NetworkState, decision: Decision) 
     except ConfigError:
         if not found:
             raise
-        return found
+        if not state.batch:
+            return found
+        # One decision without a price must not hide what the others of the batch spend.
+        rows = np.ndindex(state.batch)
+        return [
+            replace(one, batch=row) for row in rows for one in violations(network, state[row], decision[row])
+        ]
     excess_j = priced.learning_j - state.energy_slack_j * (1 + _TOLERANCE)
     found += _each(
         "28h",

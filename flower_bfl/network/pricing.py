@@ -141,6 +141,7 @@ def _check_finite(priced: Price) -> None:
     phases = (
         ("20", "rate_bps"),
         ("20", "offload_s"),
+        ("21", "edge_s"),
         ("22", "local_s"),
         ("23", "upload_s"),
         ("27", "mining_s"),
@@ -152,8 +153,10 @@ def _check_finite(priced: Price) -> None:
             at = tuple(np.argwhere(wrong)[0])
             raise ConfigError(
                 f"({equation}): `{name}` must be finite, got {values[at]} for device {at[-1]}: "
-                "what it has for its part is next to nothing"
+                "what it has for its part is next to nothing, or its part without end"
             )
+    if not np.isfinite(priced.total_s).all():
+        raise ConfigError(f"(28a): `total_s` must be finite, got {priced.total_s}")
 
 
 def _check_priceable(network: NetworkConfig, decision: Decision) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from flower_bfl.controller.allocation import Situation, allocate
-from flower_bfl.network import LOCAL, Decision, project
+from flower_bfl.network import LOCAL, Decision
 from flower_bfl.network.pricing import local_cpu_limit_hz, price
 
 
@@ -24,7 +24,10 @@ def all_assignments(devices, slots):
 
 
 def best_of_all(network, state, steps=200):
-    """The least learning latency over all assignments, each with its own allocation."""
+    """The least learning latency over all assignments, each with its own allocation.
+
+    Where energy binds, and for the slowest path, an allocation may stop short of its optimum.
+    """
     situation = Situation.of(network, state)
     candidates = all_assignments(network.devices, network.slots)
     best = np.inf
@@ -70,20 +73,3 @@ def free_search(network, state, slot, rng, starts=6):
         if energy_left(found.x).min() > -1e-6:
             best = min(best, float(found.fun))
     return best
-
-
-def with_slots(network, state, slot):
-    """A feasible decision with these slots, W/G and most power."""
-    shape = np.shape(slot)
-    share_hz = network.radio.bandwidth_hz / network.sub_channels
-    return project(
-        network,
-        state,
-        Decision(
-            slot=np.asarray(slot),
-            power_w=np.full(shape, network.radio.power_w[1]),
-            bandwidth_hz=np.full(shape, share_hz),
-            cpu_hz=local_cpu_limit_hz(network, state),
-            hash_rate=np.full(shape, network.blocks.hash_rate[0]),
-        ),
-    )

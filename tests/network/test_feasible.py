@@ -8,6 +8,7 @@ from drawn import draws
 from hypothesis import given, settings
 from scipy.special import lambertw
 
+from flower_bfl.controller import AllLocalController
 from flower_bfl.errors import ConfigError
 from flower_bfl.network import (
     LOCAL,
@@ -19,6 +20,7 @@ from flower_bfl.network import (
     Radio,
     Tasks,
     Violation,
+    draw_states,
     is_feasible,
     price,
     project,
@@ -384,3 +386,19 @@ def test_a_device_that_cannot_send_on_its_energy_trains_itself():
     assert made.slot[0] == LOCAL
     assert made.cpu_hz[0] == pytest.approx(np.sqrt(5e-3 / (5e-27 * 1e9)))
     assert is_feasible(network, state, made)
+
+
+def test_a_decision_without_a_price_does_not_hide_what_others_of_the_batch_spend():
+    network = NetworkConfig(devices=6)
+    states = draw_states(network, 3, np.random.default_rng(0))
+    decision = AllLocalController(network).decide(states)
+    decision = replace(decision, cpu_hz=np.minimum(3 * decision.cpu_hz, states.cpu_hz))
+    before = [one for one in violations(network, states, decision) if one.constraint == "28h"]
+    assert {one.batch for one in before} == {(0,), (1,), (2,)}
+    nothing = decision.hash_rate.copy()
+    nothing[1, 0] = 0.0
+    after = violations(network, states, replace(decision, hash_rate=nothing))
+    assert [one for one in after if one.constraint == "28h"] == [one for one in before if one.batch != (1,)]
+    assert [(one.constraint, one.device, one.batch) for one in after if one.constraint != "28h"] == [
+        ("28g", 0, (1,))
+    ]
