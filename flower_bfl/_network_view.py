@@ -195,7 +195,7 @@ def _phases_table(priced: PricedRound) -> Table:
     total = f"[bold]{_short(cost.total_s)}[/bold]"
     table.add_row("[bold]total[/bold]", total, "", "[dim]learning, consensus and mining: the objective[/dim]")
     if priced.solution is not None and priced.gap is not None:
-        note = f"[dim]no decision's total is less; gap of learning {priced.gap:.2%}[/dim]"
+        note = f"[dim]no total is less; gap of learning {priced.gap:.2%}[/dim]"
         table.add_row("lower bound", _short(priced.solution.lower_bound_s), "", note)
     table.add_row(
         "makespan", _short(cost.makespan_s), "", "[dim]the slowest path, consensus and mining[/dim]"
