@@ -13,6 +13,7 @@ from flower_bfl.controller import (
     AssignmentController,
     GreedyController,
     NearOptimalController,
+    bound,
 )
 from flower_bfl.controller.allocation import Situation, allocate
 from flower_bfl.controller.bound import lower_bound_s
@@ -163,6 +164,22 @@ def test_no_solver_is_worse_than_a_simpler_one(objective):
         fast_s = learning_s(network, state, AssignmentController(network).decide(state))
         near_s = learning_s(network, state, NearOptimalController(network, kicks=5).decide(state))
         assert near_s <= fast_s <= simple_s
+
+
+@pytest.mark.parametrize("looks", [0, 1, 8])
+def test_a_link_at_a_price_is_never_dearer_than_its_best_share(monkeypatch, looks):
+    """On a fine grid of shares; the bound holds however short the search for the best one was."""
+    monkeypatch.setattr(bound, "_LOOKS", looks)
+    situation = Situation.of(TINY, draw_states(TINY, 1, rng(12))[0])
+    price_s = np.array([1e-3, 0.3, 10.0])
+    least_s, _ = bound._cheapest(situation, price_s)
+    grid_s = [
+        bound._offload_s(situation, np.full(least_s.shape, share))[0] + price_s[:, None] * share
+        for share in np.geomspace(1e-4, 1.0, 2000)
+    ]
+    assert (least_s <= np.min(grid_s, axis=0) * (1 + 1e-12)).all()
+    if looks == 8:
+        np.testing.assert_allclose(least_s, np.min(grid_s, axis=0), rtol=1e-4)
 
 
 def test_two_equal_devices_of_one_server_share_equally():
