@@ -34,9 +34,7 @@ def lower_bound_s(situation: Situation, reached_s: float) -> float:
 
 def _dual_bound_s(situation: Situation, reached_s: float) -> float:
     """The best value of the dual on the way of subgradient steps (Polyak's length)."""
-    price_s = (
-        first_prices(situation).bandwidth_s_hz * situation.network.radio.bandwidth_hz
-    )  # of all of W, (M,)
+    price_s = first_prices(situation).bandwidth_s_hz * situation.network.radio.bandwidth_hz  # of all of W
     edge_less_own_s = _edge_less_own_s(situation)
     best, relaxation, stalled = -np.inf, 1.0, 0
     for _ in range(_PRICE_STEPS):
@@ -47,9 +45,7 @@ def _dual_bound_s(situation: Situation, reached_s: float) -> float:
         best = max(best, bound_s)
         if stalled == _PATIENCE:
             relaxation, stalled = relaxation / 2, 0
-        over = (share * used).sum(
-            axis=(0, 2)
-        ) - 1.0  # by which the devices of a server want more than there is
+        over = (share * used).sum(axis=(0, 2)) - 1.0  # what is wanted of each server beyond all of W, (M,)
         if not over.any():
             break
         price_s = np.maximum(price_s + relaxation * (reached_s - bound_s) / (over @ over) * over, 1e-6)

@@ -50,9 +50,7 @@ def cross_gains(gain: NDArray[Any], in_slot: NDArray[np.int64]) -> Array:
     """
     *batch, devices, servers, channels = gain.shape
     occupant = in_slot.reshape(*batch, servers, channels, 1)
-    here = (
-        np.arange(servers) * channels + np.arange(channels)[:, None]
-    )  # (G, M), place of (m, g) in a device's row
+    here = np.arange(servers) * channels + np.arange(channels)[:, None]  # (g, m)'s place in a device's row
     index = np.where(occupant >= 0, occupant, 0) * (servers * channels) + here
     flat = gain.reshape(*batch, devices * servers * channels)
     heard = in_each_row(flat, index.reshape(*batch, -1)).reshape(index.shape)

@@ -25,9 +25,7 @@ class Price:
     upload_j: Array  # p_max·T_up; like the paper, (28h) leaves it out; (*batch, N)
     mining_j: Array  # Ξ·ħ, (*batch, N)
     server_edge_s: Array  # T_exe (21), (*batch, M)
-    path_s: (
-        Array  # until the device's part is learnt: its own work and upload, or its edge server's; (*batch, N)
-    )
+    path_s: Array  # until its data are learnt, by itself with the upload, or at the edge; (*batch, N)
     learning_s: Array  # (24), or the slowest path if the objective is "makespan"; (*batch)
     consensus_s: Array  # T_cons (26), (*batch)
     mining_total_s: Array  # T_mine by the rule of `Blocks.total`, (*batch)
