@@ -5,6 +5,7 @@
     FlowerBFLError
     ├── ConfigError        an argument breaks a rule; also a ValueError
     ├── InfeasibleError    no decision can meet a constraint; also a ValueError
+    ├── TrainingError      a controller cannot be trained on, or its checkpoint not written
     ├── ReplyError         a client's reply cannot be used; also a ValueError
     ├── RunFolderError     the run folder cannot be written or read
     └── LedgerError        the ledger cannot be reached, read or written
@@ -23,6 +24,10 @@ class ConfigError(FlowerBFLError, ValueError):
 
 class InfeasibleError(FlowerBFLError, ValueError):
     """No decision can meet a constraint of the network; the message names constraint, device and amount."""
+
+
+class TrainingError(FlowerBFLError):
+    """A controller cannot be trained on, or a checkpoint cannot be written or read."""
 
 
 class ReplyError(FlowerBFLError, ValueError):
