@@ -21,6 +21,8 @@ _PAIR = r"""([^\s=]+)=("[^"]*"|'[^']*'|\S+)"""
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 network_app = typer.Typer(no_args_is_help=True, help="An edge network: its settings, and what a round costs.")
 app.add_typer(network_app, name="network")
+controller_app = typer.Typer(no_args_is_help=True, help="Resource controllers: who decides how well.")
+app.add_typer(controller_app, name="controller")
 
 
 def main() -> None:
@@ -162,18 +164,22 @@ def ledger(
 
 
 _Network = Annotated[Path | None, typer.Argument(metavar="NETWORK.TOML", show_default=False)]
+_Devices = Annotated[
+    int | None, typer.Option(metavar="N", help="Devices, in place of the file's.", show_default=False)
+]
+_Servers = Annotated[
+    int | None, typer.Option(metavar="M", help="Edge servers, in place of the file's.", show_default=False)
+]
+_Picture = Annotated[Path, typer.Option(help="Where to draw it.")]
+_NoPicture = Annotated[bool, typer.Option("--no-picture", help="Draw nothing.")]
+_NO_MATPLOTLIB = "No picture: this takes matplotlib, pip install 'flower-bfl[plots]'"
 
 
 @network_app.command()
 def show(
     network: _Network = None,
-    devices: Annotated[
-        int | None, typer.Option(metavar="N", help="Devices, in place of the file's.", show_default=False)
-    ] = None,
-    servers: Annotated[
-        int | None,
-        typer.Option(metavar="M", help="Edge servers, in place of the file's.", show_default=False),
-    ] = None,
+    devices: _Devices = None,
+    servers: _Servers = None,
     controller: Annotated[
         str,
         typer.Option(
@@ -181,8 +187,8 @@ def show(
         ),
     ] = "assignment",
     seed: Annotated[int, typer.Option(min=0, help="Of the round that is drawn.")] = 0,
-    picture: Annotated[Path, typer.Option(help="Where to draw it.")] = Path("network.png"),
-    no_picture: Annotated[bool, typer.Option("--no-picture", help="Draw nothing.")] = False,
+    picture: _Picture = Path("network.png"),
+    no_picture: _NoPicture = False,
     as_json: _Json = False,
 ) -> None:
     """Draw a round at random, have it decided, and show who offloads where and what that costs.
@@ -198,7 +204,7 @@ def show(
     try:
         from flower_bfl._network_picture import draw_round, save_picture
     except ModuleNotFoundError:
-        typer.echo("No picture: this takes matplotlib, pip install 'flower-bfl[plots]'", err=True)
+        typer.echo(_NO_MATPLOTLIB, err=True)
         return
     save_picture(draw_round(priced), picture)
     typer.echo(f"Picture: {picture}", err=as_json)
@@ -210,6 +216,114 @@ def settings(network: _Network = None) -> None:
     from flower_bfl._network_view import read_network
 
     typer.echo(read_network(network).to_toml(), nl=False)
+
+
+@controller_app.command("train")
+def train_controller(
+    network: _Network = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N[,N...]",
+            help="Devices, in place of the file's; several numbers take turns.",
+            show_default=False,
+        ),
+    ] = None,
+    servers: _Servers = None,
+    steps: Annotated[int, typer.Option(help="Rounds that each seed plays.")] = 300_000,
+    seeds: Annotated[int, typer.Option(help="How many policies, with seeds one after another.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The first.")] = 0,
+    architecture: Annotated[str, typer.Option(help="shared, for any network, or paper, for one.")] = "shared",
+    divergence: Annotated[str, typer.Option(help="KL as in (36), exact, or as in (37), paper.")] = "exact",
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where it goes, or goes on (default: runs/controller-<time>).", show_default=False),
+    ] = None,
+) -> None:
+    """Train a learned controller; whoever stops it goes on with the same command and its --folder.
+
+    Each seed leaves policy, settings and curve in a folder of its own, for `controller compare --policy` and
+    `A2CController.load`, and logs for TensorBoard.
+    """
+    from flower_bfl._network_view import read_network
+    from flower_bfl._training_view import parse_settings, print_training, train_seeds
+
+    try:
+        from flower_bfl._training_picture import draw_curves
+    except ModuleNotFoundError:
+        typer.echo(_NO_MATPLOTLIB, err=True)
+        draw_curves = None  # type: ignore[assignment]
+    known = read_network(network, None, servers)
+    known, wanted = parse_settings(known, devices, steps, seed, architecture, divergence)
+    where = folder or Path("runs") / f"controller-{datetime.now():%Y%m%d-%H%M%S}"
+    try:
+        trained = train_seeds(known, wanted, seeds, where, draw_curves)
+    except KeyboardInterrupt:
+        typer.echo(f"\nStopped; what was learnt is kept. To go on, add: --folder {where}", err=True)
+        raise typer.Exit(130) from None
+    print_training(trained, where)
+
+
+@controller_app.command("compare")
+def compare_controllers(
+    network: _Network = None,
+    devices: _Devices = None,
+    servers: _Servers = None,
+    states: Annotated[int, typer.Option(min=2, help="How many are drawn; each takes a second or two.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of the states; none that anybody trains with.")] = 2026,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Of all-local, random, greedy, assignment, a2c-sorted, a2c and near-optimal, with commas "
+            "between; the first and the last are always there, as marks.",
+            show_default=False,
+        ),
+    ] = None,
+    policy: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Of a trained policy, to compare as well; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    age: Annotated[int, typer.Option(min=0, help="Rounds by which believed gains are old.")] = 0,
+    error_db: Annotated[float, typer.Option(help="Standard deviation of the error of believed gains.")] = 0.0,
+    picture: _Picture = Path("controllers.png"),
+    no_picture: _NoPicture = False,
+    as_json: _Json = False,
+) -> None:
+    """Let all controllers decide on the same states, and show what that costs and how long it takes.
+
+    With --age or --error-db, each decides once more, on channel gains that are old or wrong.
+    """
+    from flower_bfl._comparison_view import (
+        comparison_progress,
+        load_policies,
+        parse_names,
+        print_trial,
+        run_trial,
+    )
+    from flower_bfl._network_view import read_network
+
+    known = read_network(network, devices, servers)
+    names, others = parse_names(only, known), load_policies(policy or [], known)
+    with comparison_progress() as progress:
+        trial = run_trial(
+            known, names, states, seed, age=age, error_db=error_db, others=others, progress=progress
+        )
+    print_trial(trial, as_json=as_json)
+    if no_picture:
+        return
+    try:
+        from flower_bfl._comparison_picture import draw_comparison
+        from flower_bfl._network_picture import save_picture
+    except ModuleNotFoundError:
+        typer.echo(_NO_MATPLOTLIB, err=True)
+        return
+    save_picture(draw_comparison(trial), picture)
+    typer.echo(f"Picture: {picture}", err=as_json)
 
 
 def _parse_source(

@@ -61,6 +61,17 @@ def test_help_names_the_command_and_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "imported: []"
 
 
+@pytest.mark.parametrize(
+    ("group", "commands"), [("network", ("show", "settings")), ("controller", ("train", "compare"))]
+)
+def test_a_group_alone_names_its_commands(
+    group: str, commands: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, group) == 2
+    printed = capsys.readouterr()
+    assert all(f" {command} " in printed.out + printed.err for command in commands)
+
+
 def test_version_is_that_of_the_package(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,7 @@ Update = Literal["trpo", "gradient"]
 
 _USED = ((0.0, 0.0, 1.0, 1.0), (1.0, 1.0, 0.0, 1.0))  # parameters of training at home, and of offloading
 _LOG_2PI = math.log(2 * math.pi)
+_CURVATURE = 12  # a twelfth of an update's rounds measures it
 _MOST_FAILURES = 10  # updates in a row without one usable reward
 
 
@@ -154,7 +155,7 @@ def perceptron(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequentia
 
 
 class SharedActor(nn.Module):
-    """Of `SharedPolicy`. It begins with nearly everybody at home, most power, CPU and hash rate.
+    """Of `SharedPolicy`. It begins with a bias to training at home, most power, CPU and hash rate.
 
     From a uniform start utilities are near -1 and all alike.
     """
@@ -272,6 +273,7 @@ def fisher_product(
 
 def trust_region_step(
     parameters: Sequence[Tensor],
+    before: Tensor,
     surrogate: Callable[[], Tensor],
     distance: Callable[[], Tensor],
     max_distance: float,
@@ -279,12 +281,12 @@ def trust_region_step(
 ) -> float:
     """Change parameters to raise the surrogate (35), by (38) and a backtracking line search; returns the KL.
 
-    surrogate: what to raise, with gradients; distance: the mean KL divergence from the policy as it is now,
-    which must be 0 before the step. A step is taken if the surrogate rises by at least a tenth of what its
-    gradient promises (Armijo's condition) and the divergence is not above 1.5 times its limit; else seven
-    tenths of it are tried, up to twenty times. If none will do, parameters stay as they are: 0.
+    before: what to raise, as it is now, with its graph; surrogate: the same for other parameters; distance:
+    the mean KL divergence from the policy as it is now, which must be 0 before the step. A step is taken if
+    the surrogate rises by at least a tenth of what its gradient promises (Armijo's condition) and the
+    divergence is not above 1.5 times its limit; else seven tenths of it are tried, up to twenty times. If
+    none will do, parameters stay as they are: 0.
     """
-    before = surrogate()
     gradient = _flat(torch.autograd.grad(before, parameters, allow_unused=True), parameters)
     product = fisher_product(distance(), parameters)
     direction = conjugate_gradient(product, gradient)
@@ -485,25 +487,28 @@ class Learner:
             self.optimisers["critic_steps"].step()
 
     def _improve(self, batch: _Batch, rng: np.random.Generator) -> float:
-        with torch.no_grad():
-            old = self.actor(**batch.inputs)
-            likelihood = old.log_likelihood(batch.choice, batch.drawn)
+        now: Hybrid = self.actor(**batch.inputs)
+        likelihood = now.log_likelihood(batch.choice, batch.drawn)
+        old, was = now.detach(), likelihood.detach()
 
-        def surrogate() -> Tensor:
-            now = self.actor(**batch.inputs).log_likelihood(batch.choice, batch.drawn)
+        def weighed(likelihood: Tensor) -> Tensor:
             # The paper's networks choose for all devices at once; else each turn counts for itself.
-            ratio = torch.exp(now - likelihood) if batch.weight.shape[1] > 1 else _joint(now - likelihood)
+            ratio = torch.exp(likelihood - was) if batch.weight.shape[1] > 1 else _joint(likelihood - was)
             return (ratio * batch.weight).sum(-1).mean()
 
-        parameters = list(self.actor.parameters())
+        def surrogate() -> Tensor:
+            made: Hybrid = self.actor(**batch.inputs)
+            return weighed(made.log_likelihood(batch.choice, batch.drawn))
+
         if self.settings.update == "gradient":
             self.optimisers["actor_steps"].zero_grad()
-            torch.autograd.backward(-surrogate())
+            torch.autograd.backward(-weighed(likelihood))
             self.optimisers["actor_steps"].step()
             with torch.no_grad():
                 return float(divergence(old, self.actor(**batch.inputs)).mean())
-        # An eighth of the rounds tells the curvature well enough, at an eighth of the price.
-        some = torch.from_numpy(rng.permutation(len(batch.choice))[: max(1, len(batch.choice) // 8)])
+        # Some of the rounds tell the curvature well enough.
+        share = max(1, len(batch.choice) // _CURVATURE)
+        some = torch.from_numpy(rng.permutation(len(batch.choice))[:share])
         inputs, choice = {name: each[some] for name, each in batch.inputs.items()}, batch.choice[some]
         old = Hybrid(old.log_chance[some], old.mean[some], old.log_std.clone(), old.used)
 
@@ -512,7 +517,12 @@ class Learner:
 
         settings = self.settings
         return trust_region_step(
-            parameters, surrogate, distance, settings.max_divergence, settings.step_scale
+            list(self.actor.parameters()),
+            weighed(likelihood),
+            surrogate,
+            distance,
+            settings.max_divergence,
+            settings.step_scale,
         )
 
 

@@ -86,12 +86,16 @@ def _layers(name: str) -> tuple[str, ...]:
 
 
 def _perceptron(weights: Weights, name: str, x: NDArray[Any]) -> NDArray[Any]:
-    """Two hidden layers with tanh; x: (..., inputs) of any dtype, computed in that of the weights."""
+    """Two hidden layers with tanh; x: (..., inputs). Products are as exact as the weights.
+
+    tanh is always that of float32, which is four times as fast.
+    """
     x = x.astype(weights[f"{name}.0.weight"].dtype, copy=False)
     for layer in (0, 2, 4):
         x = x @ weights[f"{name}.{layer}.weight"].T
         x += weights[f"{name}.{layer}.bias"]
-        x = np.tanh(x, out=x) if layer < 4 else x
+        if layer < 4:
+            x = np.tanh(x.astype(np.float32, copy=False)).astype(x.dtype, copy=False)
     return x
 
 
