@@ -61,25 +61,26 @@ def _train(
     if holds_checkpoint(folder):
         curve = _go_on(learner, network, load_checkpoint(folder))
     log = _TensorBoard(folder / "tensorboard", learner.steps)
+    kept = _checkpoint(learner, network, curve)
     try:
         while not learner.has_finished:
             made = learner.update()
             curve.append(_rounded(asdict(made)))
             log.write(made)
+            kept = _checkpoint(learner, network, curve)
             if learner.update_count % _CHECKPOINT_UPDATES == 0:
-                save_checkpoint(folder, _checkpoint(learner, network, curve))
+                save_checkpoint(folder, kept)
             if progress is not None:
                 progress(made)
     except TrainingError:
         raise
-    except BaseException:
-        save_checkpoint(folder, _checkpoint(learner, network, curve))
+    except BaseException:  # also in the middle of an update, of which nothing is kept
+        save_checkpoint(folder, kept)
         raise
     finally:
         log.close()
-    done = _checkpoint(learner, network, curve)
-    save_checkpoint(folder, done)
-    return done
+    save_checkpoint(folder, kept)
+    return kept
 
 
 def exported(checkpoint: Checkpoint) -> Checkpoint:
@@ -88,17 +89,18 @@ def exported(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _checkpoint(learner: Learner, network: NetworkConfig, curve: list[dict[str, float]]) -> Checkpoint:
-    tensors = {f"critic.{name}": each.numpy() for name, each in learner.critic.state_dict().items()}
+    """The learner as it is, in arrays of its own."""
+    tensors = {f"critic.{name}": each.numpy().copy() for name, each in learner.critic.state_dict().items()}
     for name, optimiser in learner.optimisers.items():
         for parameter, values in optimiser.state_dict()["state"].items():
-            tensors |= {f"{name}.{parameter}.{key}": each.numpy() for key, each in values.items()}
+            tensors |= {f"{name}.{parameter}.{key}": each.numpy().copy() for key, each in values.items()}
     return Checkpoint(
         architecture=learner.settings.architecture,
         network=network,
         weights={name: each.copy() for name, each in learner.policy.weights.items()},
         training=_plain(learner.settings),
         steps=learner.steps,
-        curve=curve,
+        curve=list(curve),
         learner=tensors,
     )
 
