@@ -78,17 +78,33 @@ class Offers:
 
 
 @dataclass(frozen=True)
-class _Estimates:
-    """For whoever has its turn, by slot, (B, M, G)."""
+class _Nominal:
+    """For whoever has its turn, by slot, (B, M, G), if each device has its nominal share of bandwidth."""
 
+    noise_w: Floats
+    used: NDArray[np.bool_]
+    held_s: Floats  # T_off of who is in the slot
+    held_slope: Floats  # its φ
+    others: Floats  # at the edge server
+    snr: Floats  # of the device at most power
+    log: Floats  # ln(1 + snr)
     offload_s: Floats
+    with_loss_s: Floats  # T_off, and a share of what others at the edge server lose
+    loss_s_w: Floats  # seconds that others on the sub-channel lose per watt
+
+    @property
+    def power_slope(self) -> Floats:
+        """φ = dlnR/dlnp of the device."""
+        return np.asarray(self.snr / ((1 + self.snr) * self.log))
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """The same if those at an edge server share its bandwidth best."""
+
     added_s: Floats
-    nominal_s: Floats
-    loss_s_w: Floats  # seconds that others lose per watt
-    nominal_loss_s_w: Floats
-    power_slope: Floats
+    loss_s_w: Floats
     bumped_s: Floats
-    others: Floats
     learning_s: Floats  # of all devices as they are placed, (B,)
 
 
@@ -142,6 +158,11 @@ def _over_servers(of_slot: Floats) -> Floats:
     return np.asarray(np.einsum("bmg->bg", of_slot))[:, None]
 
 
+def _share_of(of_slot: NDArray[np.bool_]) -> Array:
+    """How many of the slots, as share of all, (B,)."""
+    return np.asarray(np.count_nonzero(of_slot, axis=1) / of_slot.shape[1])
+
+
 class Placement:
     """Who is in which slot, in B rounds at once; devices are numbered by their turns.
 
@@ -158,6 +179,7 @@ class Placement:
         self._rows = np.arange(rounds)
         self._shape = (rounds, network.edge_servers, network.sub_channels)
         share_hz = nominal_bandwidth_hz(network)
+        self._is_shared = network.radio.sharing == "shared"
         self._most_w = np.float32(network.radio.power_w[1])
         self._noise_w = np.float32(network.radio.noise_w_hz * share_hz)
         self._read(_in_turns(state, order), share_hz)
@@ -200,7 +222,7 @@ class Placement:
         """Everybody takes the slot that saves most by estimate, if any does."""
         power_w = np.full(self._shape[0], self._most_w)
         for turn in range(self.turns):
-            saved_s = self._worth(turn, self._estimate(turn), _HARM_WEIGHT)
+            saved_s = self._worth(turn, self._nominal(turn))
             saved_s[self._holder >= 0] = _NEVER
             best = saved_s.argmax(axis=1)
             self.put(turn, np.where(saved_s[self._rows, best] > 0, best, LOCAL), power_w)
@@ -221,8 +243,9 @@ class Placement:
         here = self.slot[:, turn] >= 0
         self._take_out(np.flatnonzero(here), np.full(int(here.sum()), turn))
         self._to_come -= 1
-        estimates = self._estimate(turn)
-        worth = self._worth(turn, estimates, _HARM_WEIGHT) - _BUMP_WEIGHT * self._flat(estimates.bumped_s)
+        nominal = self._nominal(turn)
+        shared = self._share(turn, nominal)
+        worth = self._worth(turn, nominal) - _BUMP_WEIGHT * self._flat(shared.bumped_s)
         worth[self._settled] = _NEVER
         slots = self.network.slots
         if candidates < slots:
@@ -230,9 +253,9 @@ class Placement:
         else:
             slot = np.broadcast_to(np.arange(slots), worth.shape)
         place = slot + self._rows[:, None] * slots
-        features = self._features(turn, estimates, place)
+        features = self._features(turn, nominal, shared, place)
         allowed = worth.ravel()[place] > _NEVER / 2
-        return Offers(slot, allowed, features, self._outlook(turn, estimates, features, allowed))
+        return Offers(slot, allowed, features, self._outlook(turn, shared, features, allowed))
 
     def settle(self, turn: int, slot: Whole, power_w: Floats) -> None:
         """The device takes a slot for good, or none (LOCAL); slot and power_w: (B,)."""
@@ -281,42 +304,50 @@ class Placement:
         heard[np.arange(len(rows)), server] = 0.0
         self._heard_w[rows, :, channel] += heard
 
-    def _estimate(self, turn: int) -> _Estimates:
-        shared = self.network.radio.sharing == "shared"
-        channels = np.float32(self._shape[2] if shared else 1)
+    def _nominal(self, turn: int) -> _Nominal:
         np.maximum(self._heard_w, 0, out=self._heard_w)  # what is left of taking out may be below 0
         noise_w = self._noise_w + self._heard_w
         used = self._data_s > 0
-        snr = np.maximum(self._signal_w / noise_w, _WEAKEST)
-        log = np.log1p(snr)
-        held_s = np.minimum(self._data_s / log, _LONGEST_S)
-        slope = snr / ((1 + snr) * log)
-        root = np.sqrt(held_s)
-        roots = _over_channels(root) if shared else root
-        others_root = roots - root
-        nominal_loss = held_s * slope / noise_w
-        loss = np.where(used, nominal_loss * roots / np.maximum(root, np.float32(1e-3)) / channels, 0)
+        held_snr = np.maximum(self._signal_w / noise_w, _WEAKEST)
+        held_log = np.log1p(held_snr)
+        held_s = np.minimum(self._data_s / held_log, _LONGEST_S)
+        held_slope = held_snr / ((1 + held_snr) * held_log)
         gain = self._gain[:, turn]
-        own_snr = np.maximum(self._most_w * gain / noise_w, _WEAKEST)
-        own_log = np.log1p(own_snr)
-        offload_s = np.minimum(self._unit_s[:, turn, None, None] / own_log, _LONGEST_S)
+        snr = np.maximum(self._most_w * gain / noise_w, _WEAKEST)
+        log = np.log1p(snr)
+        offload_s = with_loss_s = np.minimum(self._unit_s[:, turn, None, None] / log, _LONGEST_S)
         others = _over_channels(used.astype(np.float32)) - used
-        nominal_s = offload_s
-        if shared:
-            lost_s = held_s * (1 - slope * self._noise_w / noise_w) * used
+        if self._is_shared:
+            lost_s = held_s * (1 - held_slope * self._noise_w / noise_w) * used
             lost_s = (_over_channels(lost_s) - lost_s) / np.maximum(others, 1)
             fullness = np.clip((others - 1) / max(self._shape[2] - 2, 1), 0, 1)
-            nominal_s = offload_s + lost_s * fullness
-        holder_s = (2 * others_root * root + held_s) / channels
-        return _Estimates(
-            offload_s=offload_s,
-            added_s=(2 * others_root * np.sqrt(offload_s) + offload_s) / channels,
-            nominal_s=nominal_s,
-            loss_s_w=self._lost_by_others(loss, gain),
-            nominal_loss_s_w=self._lost_by_others(nominal_loss, gain),
-            power_slope=own_snr / ((1 + own_snr) * own_log),
-            bumped_s=np.maximum(self._local_less_edge_s - holder_s, 0) * used,
+            with_loss_s = offload_s + lost_s * fullness
+        return _Nominal(
+            noise_w=noise_w,
+            used=used,
+            held_s=held_s,
+            held_slope=held_slope,
             others=others,
+            snr=snr,
+            log=log,
+            offload_s=offload_s,
+            with_loss_s=with_loss_s,
+            loss_s_w=self._lost_by_others(held_s * held_slope / noise_w, gain),
+        )
+
+    def _share(self, turn: int, nominal: _Nominal) -> _Shared:
+        channels = np.float32(self._shape[2] if self._is_shared else 1)
+        held_s, used = nominal.held_s, nominal.used
+        root = np.sqrt(held_s)
+        roots = _over_channels(root) if self._is_shared else root
+        others_root = roots - root
+        loss = held_s * nominal.held_slope / nominal.noise_w
+        loss = np.where(used, loss * roots / np.maximum(root, np.float32(1e-3)) / channels, 0)
+        holder_s = (2 * others_root * root + held_s) / channels
+        return _Shared(
+            added_s=(2 * others_root * np.sqrt(nominal.offload_s) + nominal.offload_s) / channels,
+            loss_s_w=self._lost_by_others(loss, self._gain[:, turn]),
+            bumped_s=np.maximum(self._local_less_edge_s - holder_s, 0) * used,
             learning_s=self._learning_s(roots, channels),
         )
 
@@ -332,25 +363,25 @@ class Placement:
         saved_s = np.einsum("bmg->b", self._local_less_edge_s)  # 0 where there is nobody
         return np.asarray(self._own_sum_s + np.einsum("bmg->b", offload_s) - saved_s)
 
-    def _worth(self, turn: int, estimates: _Estimates, harm_weight: np.float32) -> Floats:
+    def _worth(self, turn: int, nominal: _Nominal) -> Floats:
         """Seconds that each slot saves by estimate, (B, M·G)."""
-        harm_s = self._most_w * estimates.nominal_loss_s_w
+        harm_s = _HARM_WEIGHT * self._most_w * nominal.loss_s_w
         local_s = (self._own_s[:, turn, None] - self._edge_s[:, turn])[..., None]
-        return self._flat(local_s - estimates.nominal_s - harm_weight * harm_s)
+        return self._flat(local_s - nominal.with_loss_s - harm_s)
 
     def _flat(self, of_slot: Floats) -> Floats:
         return np.reshape(of_slot, (self._shape[0], -1))
 
-    def _features(self, turn: int, estimates: _Estimates, place: Whole) -> Floats:
+    def _features(self, turn: int, nominal: _Nominal, shared: _Shared, place: Whole) -> Floats:
         channels = self._shape[2]
         features = np.empty((*place.shape, len(FEATURES)), np.float32)
         own_s = self._own_s[:, turn, None]
         of_server = place // channels
         edge_s = self._edge_s[:, turn].ravel()[of_server]
-        offload_s, loss = estimates.offload_s.ravel()[place], estimates.loss_s_w.ravel()[place]
-        added_s, slope = estimates.added_s.ravel()[place], estimates.power_slope.ravel()[place]
+        offload_s, loss = nominal.offload_s.ravel()[place], shared.loss_s_w.ravel()[place]
+        added_s, slope = shared.added_s.ravel()[place], nominal.power_slope.ravel()[place]
         harm_s = self._most_w * loss
-        nominal_s = estimates.nominal_s.ravel()[place]
+        nominal_s = nominal.with_loss_s.ravel()[place]
         is_held = self._holder.ravel()[place] >= 0
         tiny = np.float32(1e-4)
         columns = (
@@ -362,31 +393,29 @@ class Placement:
             np.log10(harm_s + tiny),
             added_s,
             np.clip(own_s - edge_s - added_s - harm_s, -4, 4),
-            estimates.others.ravel()[place] / channels,
+            nominal.others.ravel()[place] / channels,
             self._to_come / self.turns,
-            1 - self._settled.mean(axis=1, keepdims=True),
-            np.minimum(estimates.bumped_s.ravel()[place], 4),
+            1 - _share_of(self._settled)[:, None],
+            np.minimum(shared.bumped_s.ravel()[place], 4),
             self._leak[:, turn].ravel()[place],
             np.clip(np.log10(offload_s * slope / (loss + tiny)), -3, 3),
             slope,
             is_held,
-            (self._holder >= 0).mean(axis=1, keepdims=True),
+            _share_of(self._holder >= 0)[:, None],
             np.clip(own_s - edge_s - nominal_s - harm_s, -4, 4),
         )
         for i, column in enumerate(columns):
             features[..., i] = column
         return np.clip(features, -_LARGEST, _LARGEST, out=features)
 
-    def _outlook(
-        self, turn: int, estimates: _Estimates, features: Floats, allowed: NDArray[np.bool_]
-    ) -> Floats:
+    def _outlook(self, turn: int, shared: _Shared, features: Floats, allowed: NDArray[np.bool_]) -> Floats:
         saved_s = np.where(allowed, features[..., FEATURES.index("saved_s")], 0).max(axis=1)
         mean_own, std_own, mean_best, std_best, mean_data, mean_leak = self._summary
         columns = (
-            utility(self.network, estimates.learning_s.astype(np.float64) + self._mining_s),
+            utility(self.network, shared.learning_s.astype(np.float64) + self._mining_s),
             1 - (self._to_come + 1) / self.turns,
-            (self._holder >= 0).mean(axis=1),
-            self._settled.mean(axis=1),
+            _share_of(self._holder >= 0),
+            _share_of(self._settled),
             self._own_s[:, turn],
             saved_s,
             mean_own,
