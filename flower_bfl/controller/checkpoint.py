@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from flower_bfl.controller.placement import VERSION
 from flower_bfl.controller.policy import Policy, Weights, make_policy
-from flower_bfl.errors import ConfigError, TrainingError
+from flower_bfl.errors import ConfigError, FlowerBFLError, TrainingError
 from flower_bfl.network import NetworkConfig
 
 _FORMAT = "flower-bfl policy 1"
@@ -99,14 +100,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / file, data)
         _write(folder / _NAME, text)
-        for old in folder.glob("weights-*.safetensors"):
-            if old.name != file:
-                old.unlink()
     except OSError as error:
         raise TrainingError(
             f"the policy of step {checkpoint.steps} cannot be written to {folder} ({error}); "
             "what was there before is as it was"
         ) from error
+    for old in folder.glob("weights-*.safetensors*"):  # also a part that a killed run left
+        if old.name != file:
+            with suppress(OSError):  # nobody reads it any more
+                old.unlink()
 
 
 def _as_text(about: Mapping[str, Any], curve: list[dict[str, float]]) -> str:
@@ -142,6 +144,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
         TrainingError: a file cannot be read or is not what was written.
         ConfigError: the policy is of another version of the model than this code's, or its network breaks a
             rule.
+        InfeasibleError: nobody can keep the limits of its network.
     """
     path = Path(folder) / _NAME
     try:
@@ -167,7 +170,9 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
         )
     except OSError as error:
         raise TrainingError(f"there is no policy to be read in {path.parent} ({error})") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except FlowerBFLError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TrainingError(f"{path} is not a policy as flower-bfl writes it ({error!r})") from error
 
 

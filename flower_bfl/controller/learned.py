@@ -70,10 +70,9 @@ class A2CController:
             TrainingError: there is no policy in the folder, or it is damaged.
         """
         checkpoint = load_checkpoint(folder)
-        if network is not None:
-            checkpoint.check_fit(network)
-        elif checkpoint.architecture == "paper":
+        if network is None and checkpoint.architecture == "paper":
             network = checkpoint.network
+        checkpoint.check_fit(network or NetworkConfig())
         return cls(network, checkpoint.policy, decoding)
 
     def decide(self, state: NetworkState) -> Decision:

@@ -359,7 +359,7 @@ class Placement:
         return np.asarray(np.maximum(_over_servers(lost) - lost, 0))
 
     def _learning_s(self, roots: Floats, channels: np.float32) -> Floats:
-        offload_s = (roots[..., :1] if channels > 1 else roots) ** 2 / channels
+        offload_s = roots**2 / channels
         saved_s = np.einsum("bmg->b", self._local_less_edge_s)  # 0 where there is nobody
         return np.asarray(self._own_sum_s + np.einsum("bmg->b", offload_s) - saved_s)
 
@@ -406,6 +406,7 @@ class Placement:
         )
         for i, column in enumerate(columns):
             features[..., i] = column
+        np.nan_to_num(features, copy=False)  # of links that float32 does not know, such as 1e-50
         return np.clip(features, -_LARGEST, _LARGEST, out=features)
 
     def _outlook(self, turn: int, shared: _Shared, features: Floats, allowed: NDArray[np.bool_]) -> Floats:

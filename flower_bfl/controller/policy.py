@@ -288,11 +288,13 @@ class PaperPolicy:
 
     def _observe(self, network: NetworkConfig, state: NetworkState) -> Floats:
         rows, columns = observation_shape(network)
-        inputs = self.weights["choose.0.weight"].shape[-1]
-        if rows * columns != inputs:
+        # Both, for N·columns may be the same of other N and M·G.
+        trained = self.weights["choose.0.weight"].shape[-1], len(self.weights["choose.4.bias"])
+        asked = rows * columns, rows * (1 + network.slots)
+        if asked != trained:
             raise ConfigError(
                 f"`network` must have as many devices and slots as the policy was trained for, "
-                f"{inputs} numbers in an observation, got {rows * columns}"
+                f"{trained} numbers in an observation and scores, got {asked}"
             )
         return observe(network, state).reshape(*state.batch, rows * columns)
 

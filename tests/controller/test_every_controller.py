@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flower_bfl.controller import (
+    A2CController,
     AllLocalController,
     AssignmentController,
     Controller,
@@ -13,6 +14,7 @@ from flower_bfl.controller import (
     NearOptimalController,
     RandomController,
 )
+from flower_bfl.controller.learned import pretrained_record
 from flower_bfl.errors import ConfigError
 from flower_bfl.network import (
     Blocks,
@@ -26,12 +28,16 @@ from flower_bfl.network import (
     violations,
 )
 
+LEARNT = pretrained_record().policy  # also where it has learnt another objective, or another way to share
+
 CONTROLLERS = {
     "all-local": AllLocalController,
     "greedy": GreedyController,
     "random": lambda network: RandomController(network, np.random.default_rng(3)),
     "assignment": AssignmentController,
     "near-optimal": lambda network: NearOptimalController(network, kicks=1),
+    "a2c sorted": lambda network: A2CController(network, LEARNT, "sorted"),
+    "a2c assignment": lambda network: A2CController(network, LEARNT, "assignment"),
 }
 BY_CHANCE = {"random"}  # by the draw, and not by the state alone
 
