@@ -77,6 +77,12 @@ def test_the_examples_of_the_network_model_run(tmp_path, monkeypatch, capsys):
     assert (names["small"].devices, names["small"].blocks.total) == (8, "race")
 
 
+def test_the_controller_example_runs(capsys):
+    names = run_page("controller.md", {})
+    assert names["states"].batch == (8,)
+    assert 5 < float(capsys.readouterr().out) < 15
+
+
 def test_the_network_model_lists_every_setting_with_its_default():
     page = (ROOT / "docs" / "network-model.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\|[^|]*\| `([\w.]+)` \| `([^`]+)` \|", page, re.M)
