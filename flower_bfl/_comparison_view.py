@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,22 @@ def load_policies(folders: Sequence[Path], network: NetworkConfig) -> dict[str, 
         found[f"{name}, sorted"] = A2CController.load(folder, network, "sorted")
         found[name] = A2CController.load(folder, network)
     return found
+
+
+def train_baselines(
+    network: NetworkConfig, steps: int, progress: Hearer | None = None
+) -> dict[str, Controller]:
+    """The paper's baselines, trained in this network for so many rounds each, by name; with seed 0."""
+    from flower_bfl.controller.baselines import BASELINES, train_baseline
+
+    def hear(name: str, done: int, utility: float) -> None:
+        if progress is not None:
+            progress(f"training {name}", min(done, steps), steps)
+
+    return {
+        f"{name} (baseline)": train_baseline(name, network, steps, 0, partial(hear, name)).controller
+        for name in BASELINES
+    }
 
 
 def run_trial(

@@ -288,6 +288,15 @@ def compare_controllers(
             show_default=False,
         ),
     ] = None,
+    baselines: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEPS",
+            min=1,
+            help="Train the paper's six baselines for so many rounds first, and compare them as well.",
+            show_default=False,
+        ),
+    ] = None,
     age: Annotated[int, typer.Option(min=0, help="Rounds by which believed gains are old.")] = 0,
     error_db: Annotated[float, typer.Option(help="Standard deviation of the error of believed gains.")] = 0.0,
     picture: _Picture = Path("controllers.png"),
@@ -304,12 +313,15 @@ def compare_controllers(
         parse_names,
         print_trial,
         run_trial,
+        train_baselines,
     )
     from flower_bfl._network_view import read_network
 
     known = read_network(network, devices, servers)
     names, others = parse_names(only, known), load_policies(policy or [], known)
     with comparison_progress() as progress:
+        if baselines is not None:
+            others |= train_baselines(known, baselines, progress)
         trial = run_trial(
             known, names, states, seed, age=age, error_db=error_db, others=others, progress=progress
         )

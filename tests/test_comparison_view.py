@@ -18,6 +18,7 @@ from flower_bfl.controller import (
     GreedyController,
     NearOptimalController,
 )
+from flower_bfl.controller.baselines import BASELINES, train_baseline
 from flower_bfl.controller.comparison import Comparison, Outcome, misestimated, stale_states
 from flower_bfl.controller.learner import TrainingConfig
 from flower_bfl.controller.training import train
@@ -282,6 +283,17 @@ def test_a_network_that_the_policy_does_not_know_is_compared_without_it(call):
     assert parse_names(None, slowest) == [name for name in CONTROLLERS if not name.startswith("a2c")]
     with pytest.raises(ConfigError, match="where objective is 'sum', got 'makespan'"):
         run_trial(slowest, ["a2c"], 2, 0)
+
+
+def test_the_papers_baselines_are_trained_and_compared(call):
+    rows = read(call, "--only", "greedy", "--baselines", 64)["controllers"]
+    shown = [row["controller"] for row in rows]
+    assert shown == ["all-local", "greedy", *(f"{name} (baseline)" for name in BASELINES), "near-optimal"]
+    states = draw_states(NetworkConfig(devices=4, edge_servers=2), 3, np.random.default_rng(2026))
+    network = NetworkConfig(devices=4, edge_servers=2)
+    trained = train_baseline("dqn", network, 64, 0).controller
+    expected = price(network, states, trained.decide(states)).total_s.mean()
+    assert rows[shown.index("dqn (baseline)")]["total_s"]["mean"] == pytest.approx(expected)
 
 
 def test_trained_policies_are_compared_by_their_folders(call, tmp_path):
