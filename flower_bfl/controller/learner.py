@@ -291,7 +291,7 @@ def trust_region_step(
     gradient = _flat(torch.autograd.grad(before, parameters, allow_unused=True), parameters)
     product = fisher_product(distance(), parameters)
     direction = conjugate_gradient(product, gradient)
-    curvature = direction @ product(direction)
+    curvature = direction @ gradient  # = direction·H·direction: what is left is orthogonal to the direction
     start = nn.utils.parameters_to_vector(parameters).detach().clone()
     step = direction * torch.sqrt(2 * max_distance / curvature)
     promised, share = float(gradient @ step), step_scale
@@ -437,7 +437,8 @@ class Learner:
         """Rounds of fresh networks: what was played, and the rewards (R, E)."""
         settings, policy = self.settings, self.policy
         if network.devices not in self._envs:
-            self._envs[network.devices] = BFLVectorEnv(network, settings.environments, settings.rounds)
+            # An episode that goes on a round longer: its end would draw networks that nobody plays in.
+            self._envs[network.devices] = BFLVectorEnv(network, settings.environments, settings.rounds + 1)
         env = self._envs[network.devices]
         env.reset(seed=int(rng.integers(2**31)))
         plays, rewards = [], []

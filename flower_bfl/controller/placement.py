@@ -253,9 +253,10 @@ class Placement:
         else:
             slot = np.broadcast_to(np.arange(slots), worth.shape)
         place = slot + self._rows[:, None] * slots
-        features = self._features(turn, nominal, shared, place)
+        shares = _share_of(self._holder >= 0), _share_of(self._settled)
+        features = self._features(turn, nominal, shared, place, shares)
         allowed = worth.ravel()[place] > _NEVER / 2
-        return Offers(slot, allowed, features, self._outlook(turn, shared, features, allowed))
+        return Offers(slot, allowed, features, self._outlook(turn, shared, features, allowed, shares))
 
     def settle(self, turn: int, slot: Whole, power_w: Floats) -> None:
         """The device takes a slot for good, or none (LOCAL); slot and power_w: (B,)."""
@@ -372,7 +373,10 @@ class Placement:
     def _flat(self, of_slot: Floats) -> Floats:
         return np.reshape(of_slot, (self._shape[0], -1))
 
-    def _features(self, turn: int, nominal: _Nominal, shared: _Shared, place: Whole) -> Floats:
+    def _features(
+        self, turn: int, nominal: _Nominal, shared: _Shared, place: Whole, shares: tuple[Array, Array]
+    ) -> Floats:
+        held, settled = shares  # of the slots
         channels = self._shape[2]
         features = np.empty((*place.shape, len(FEATURES)), np.float32)
         own_s = self._own_s[:, turn, None]
@@ -395,13 +399,13 @@ class Placement:
             np.clip(own_s - edge_s - added_s - harm_s, -4, 4),
             nominal.others.ravel()[place] / channels,
             self._to_come / self.turns,
-            1 - _share_of(self._settled)[:, None],
+            1 - settled[:, None],
             np.minimum(shared.bumped_s.ravel()[place], 4),
             self._leak[:, turn].ravel()[place],
             np.clip(np.log10(offload_s * slope / (loss + tiny)), -3, 3),
             slope,
             is_held,
-            _share_of(self._holder >= 0)[:, None],
+            held[:, None],
             np.clip(own_s - edge_s - nominal_s - harm_s, -4, 4),
         )
         for i, column in enumerate(columns):
@@ -409,14 +413,22 @@ class Placement:
         np.nan_to_num(features, copy=False)  # of links that float32 does not know, such as 1e-50
         return np.clip(features, -_LARGEST, _LARGEST, out=features)
 
-    def _outlook(self, turn: int, shared: _Shared, features: Floats, allowed: NDArray[np.bool_]) -> Floats:
+    def _outlook(
+        self,
+        turn: int,
+        shared: _Shared,
+        features: Floats,
+        allowed: NDArray[np.bool_],
+        shares: tuple[Array, Array],
+    ) -> Floats:
+        held, settled = shares
         saved_s = np.where(allowed, features[..., FEATURES.index("saved_s")], 0).max(axis=1)
         mean_own, std_own, mean_best, std_best, mean_data, mean_leak = self._summary
         columns = (
             utility(self.network, shared.learning_s.astype(np.float64) + self._mining_s),
             1 - (self._to_come + 1) / self.turns,
-            _share_of(self._holder >= 0),
-            _share_of(self._settled),
+            held,
+            settled,
             self._own_s[:, turn],
             saved_s,
             mean_own,
