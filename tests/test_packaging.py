@@ -100,3 +100,21 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     script = f"import sys, flower_bfl; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_deciding_loads_neither_torch_nor_gymnasium() -> None:
+    script = """
+import sys
+import numpy as np
+from flower_bfl.controller import A2CController
+from flower_bfl.network import NetworkConfig, draw_states
+A2CController.pretrained().decide(draw_states(NetworkConfig(devices=4), 2, np.random.default_rng(0)))
+print([name for name in ("torch", "gymnasium", "stable_baselines3", "matplotlib") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_wheel_holds_the_trained_policy(wheel: Path) -> None:
+    policies = {name for name in files_in_wheel(wheel) if "/controller/policies/shared/" in name}
+    assert {Path(name).suffix for name in policies} == {".json", ".safetensors"} and len(policies) == 2
