@@ -375,18 +375,24 @@ def learning_s(network, policy, states, decoding="sorted"):
     return price(network, states, decode(network, states, play.slot + 1, play.parameters)).learning_s.mean()
 
 
+# Of eight seeds the least gain was 0.036 with the paper's networks; of four 0.11 with the shared one.
 @pytest.mark.parametrize(
-    "change", [{}, {"divergence": "paper"}, {"update": "gradient"}, {"advantage": False}], ids=str
+    ("settings", "gain"),
+    [
+        (TrainingConfig(steps=6_144, environments=64, rounds=2, max_divergence=0.3, **change), 0.05)
+        for change in ({}, {"divergence": "paper"}, {"update": "gradient"}, {"advantage": False})
+    ]
+    + [
+        (TrainingConfig(steps=12_288, architecture="paper", rounds=2, **change), 0.02)
+        for change in ({}, {"divergence": "paper"})
+    ],
+    ids=lambda value: "" if isinstance(value, float) else f"{value.architecture} {value.update}",
 )
-@both
-def test_learning_helps(architecture, change):
+def test_learning_helps(settings, gain):
     network = NetworkConfig(devices=5, edge_servers=2, sub_channels=2)
-    settings = TrainingConfig(
-        steps=6_144, architecture=architecture, environments=64, rounds=2, max_divergence=0.3, **change
-    )
     made = list(Learner(network, settings).run())
     first, last = (np.mean([one.utility for one in some]) for some in (made[:8], made[-8:]))
-    assert last > first + 0.02
+    assert last > first + gain
 
 
 def test_what_was_learnt_is_better_than_staying_at_home():
