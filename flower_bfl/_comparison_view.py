@@ -1,7 +1,7 @@
 """Controllers compared on a terminal: a table that fits 80 columns, and JSON for programs."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,15 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from flower_bfl.controller import (
-    A2CController,
-    AllLocalController,
-    AssignmentController,
-    Controller,
-    GreedyController,
-    NearOptimalController,
-    RandomController,
-)
+from flower_bfl._views import CONTROLLERS, count, finite, size_of
+from flower_bfl.controller import A2CController, Controller
 from flower_bfl.controller.comparison import (
     ALL_LOCAL,
     NEAR_OPTIMAL,
@@ -35,15 +28,6 @@ from flower_bfl.controller.comparison import Progress as Hearer
 from flower_bfl.errors import ConfigError
 from flower_bfl.network import NetworkConfig
 
-_MAKERS: dict[str, Callable[[NetworkConfig, np.random.Generator], Controller]] = {
-    ALL_LOCAL: lambda network, rng: AllLocalController(network),
-    "random": RandomController,
-    "greedy": lambda network, rng: GreedyController(network),
-    "assignment": lambda network, rng: AssignmentController(network),
-    "a2c-sorted": lambda network, rng: A2CController.pretrained(network, "sorted"),
-    "a2c": lambda network, rng: A2CController.pretrained(network),
-    NEAR_OPTIMAL: lambda network, rng: NearOptimalController(network),
-}
 _LEARNED = ("a2c-sorted", "a2c")
 _BLIND = (ALL_LOCAL, "random")  # to channels: what they believe makes no difference
 _BELIEVES = " *"  # after the name of who decides on what it believes
@@ -62,14 +46,12 @@ class Trial:
     def title(self) -> str:
         """Which networks and states these are, in a line."""
         network = self.comparison.network
-        size = f"{_count(network.devices, 'device')}, {_count(network.edge_servers, 'edge server')}"
-        each = _count(network.sub_channels, "sub-channel")
-        return f"{size} of {each}, {self.comparison.states} states, seed {self.seed}"
+        return f"{size_of(network)}, {self.comparison.states} states, seed {self.seed}"
 
     @property
     def belief(self) -> str:
         """What is wrong with the gains that are believed; empty if nothing is."""
-        stale = f"{_count(self.age, 'round')} old" if self.age else ""
+        stale = f"{count(self.age, 'round')} old" if self.age else ""
         wrong = f"off by {self.error_db:g} dB" if self.error_db else ""
         return ", ".join(part for part in (stale, wrong) if part)
 
@@ -87,11 +69,11 @@ def controller_of(name: str) -> str:
 def parse_names(text: str | None, network: NetworkConfig) -> list[str]:
     """The controllers in a list with commas, or all that know the network; ConfigError for any other."""
     if text is None:
-        return [name for name in _MAKERS if name not in _LEARNED or _is_known(network)]
+        return [name for name in CONTROLLERS if name not in _LEARNED or _is_known(network)]
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in _MAKERS:
-            raise ConfigError(f"`--only` must be names of {', '.join(_MAKERS)}, got {name!r}")
+        if name not in CONTROLLERS:
+            raise ConfigError(f"`--only` must be names of {', '.join(CONTROLLERS)}, got {name!r}")
     return names
 
 
@@ -149,7 +131,7 @@ def run_trial(
     rng = np.random.default_rng(seed)
     chance, errors = rng.spawn(2)
     shown = dict.fromkeys([ALL_LOCAL, *names, NEAR_OPTIMAL])
-    made = {name: _MAKERS[name](network, chance) for name in shown}
+    made = {name: CONTROLLERS[name](network, chance) for name in shown}
     last = made.pop(NEAR_OPTIMAL)
     controllers = {**made, **(others or {}), NEAR_OPTIMAL: last}
     by_age = stale_states(network, states, (age,), rng)
@@ -181,7 +163,7 @@ def comparison_progress() -> Iterator[Hearer]:
 def print_trial(trial: Trial, *, as_json: bool) -> None:
     """A row for each controller, or all there is as one JSON object."""
     if as_json:
-        Console().print_json(data=_finite(_as_json(trial)), allow_nan=False)
+        Console().print_json(data=finite(_as_json(trial)), allow_nan=False)
         return
     console = Console(highlight=False)
     console.print(f"[bold]{trial.title}[/bold]", soft_wrap=True)
@@ -246,10 +228,6 @@ def _milliseconds(seconds: float) -> str:
     return format(number, ".2f" if number < 10 else ".1f" if number < 100 else ".0f")
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 # --- JSON ---------------------------------------------------------------------------------------------------
 
 
@@ -281,12 +259,3 @@ def _row_as_json(trial: Trial, name: str) -> dict[str, Any]:
         "single_s": outcome.single_s,
         "by_state": {"total_s": outcome.total_s.tolist(), "learning_s": outcome.learning_s.tolist()},
     }
-
-
-def _finite(value: Any) -> Any:
-    """The same without NaN and infinity, which JSON does not have: null."""
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,7 +1,5 @@
 """One round of an edge network on a terminal: tables that fit 80 columns, and JSON for programs."""
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +8,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from flower_bfl.controller import (
-    AllLocalController,
-    AssignmentController,
-    Controller,
-    GreedyController,
-    NearOptimalController,
-    RandomController,
-    Solution,
-)
+from flower_bfl._views import CONTROLLERS, count, finite, size_of
+from flower_bfl.controller import AssignmentController, NearOptimalController, Solution
 from flower_bfl.errors import ConfigError
 from flower_bfl.network import (
     Decision,
@@ -32,13 +23,6 @@ from flower_bfl.network import (
 )
 from flower_bfl.network.settings import Array
 
-_MAKERS: dict[str, Callable[[NetworkConfig, np.random.Generator], Controller]] = {
-    "assignment": lambda network, rng: AssignmentController(network),
-    "near-optimal": lambda network, rng: NearOptimalController(network),
-    "greedy": lambda network, rng: GreedyController(network),
-    "random": RandomController,
-    "all-local": lambda network, rng: AllLocalController(network),
-}
 _OVER_DEVICES = {
     "sum": "sum over devices",
     "fastest": "the fastest device",
@@ -63,9 +47,7 @@ class PricedRound:
     def title(self) -> str:
         """Which round it is, in a line."""
         network = self.network
-        size = f"{_count(network.devices, 'device')}, {_count(network.edge_servers, 'edge server')}"
-        each = _count(network.sub_channels, "sub-channel")
-        return f"{size} of {each}, {self.controller} controller, seed {self.seed}"
+        return f"{size_of(network)}, {self.controller} controller, seed {self.seed}"
 
     @property
     def gap(self) -> float | None:
@@ -103,11 +85,11 @@ def read_network(path: Path | None, devices: int | None = None, servers: int | N
 
 def price_round(network: NetworkConfig, controller: str, seed: int) -> PricedRound:
     """Draw a round, have it decided and price it; raises ConfigError if there is no such controller."""
-    if controller not in _MAKERS:
-        raise ConfigError(f"`--controller` must be one of {', '.join(_MAKERS)}, got {controller!r}")
+    if controller not in CONTROLLERS:
+        raise ConfigError(f"`--controller` must be one of {', '.join(CONTROLLERS)}, got {controller!r}")
     rng = np.random.default_rng(seed)
     process = NetworkProcess(network, rng)
-    decider = _MAKERS[controller](network, rng)
+    decider = CONTROLLERS[controller](network, rng)
     state, solution = process.state, None
     if isinstance(decider, AssignmentController | NearOptimalController):
         solution = decider.solve(state)
@@ -119,7 +101,7 @@ def price_round(network: NetworkConfig, controller: str, seed: int) -> PricedRou
 def print_round(priced: PricedRound, *, as_json: bool) -> None:
     """Devices, edge servers and phases as tables, or all there is as one JSON object."""
     if as_json:
-        Console().print_json(data=_finite(_as_json(priced)), allow_nan=False)
+        Console().print_json(data=finite(_as_json(priced)), allow_nan=False)
         return
     console = Console(highlight=False)
     console.print(f"[bold]{priced.title}[/bold]", soft_wrap=True)
@@ -177,9 +159,9 @@ def _phases_table(priced: PricedRound) -> Table:
     table = _table("phase", "seconds", "joules")
     table.add_column("")
     rows: list[tuple[str, Any, Any, str]] = [
-        ("offload", cost.offload_s.sum(), cost.offload_j.sum(), f"data of {_count(offloading, 'device')}"),
+        ("offload", cost.offload_s.sum(), cost.offload_j.sum(), f"data of {count(offloading, 'device')}"),
         ("edge work", cost.edge_s.sum(), 0, "on these data"),
-        ("local work", cost.local_s.sum(), cost.local_j.sum(), f"{_count(own, 'device')} on their own data"),
+        ("local work", cost.local_s.sum(), cost.local_j.sum(), f"{count(own, 'device')} on their own data"),
         ("upload", cost.upload_s.sum(), cost.upload_j.sum(), "their models; not in the limit of energy"),
         (
             "learning",
@@ -187,7 +169,7 @@ def _phases_table(priced: PricedRound) -> Table:
             cost.learning_j.sum(),
             "the slowest path" if slowest else "sum of these",
         ),
-        ("consensus", cost.consensus_s, 0, f"{_count(network.p2p_rounds, 'step')} between the edge servers"),
+        ("consensus", cost.consensus_s, 0, f"{count(network.p2p_rounds, 'step')} between the edge servers"),
         ("mining", cost.mining_total_s, cost.mining_j.sum(), _OVER_DEVICES[network.blocks.total]),
     ]
     for name, seconds, joules, note in rows:
@@ -212,10 +194,6 @@ def _table(*columns: str) -> Table:
         left = column in ("where", "phase")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)
     return table
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _short(value: Any) -> str:
@@ -297,12 +275,3 @@ def _server_as_json(priced: PricedRound, server: int) -> dict[str, Any]:
         "offload_s": float(priced.price.offload_s[who].max(initial=0.0)),
         "edge_s": float(priced.price.server_edge_s[server]),
     }
-
-
-def _finite(value: Any) -> Any:
-    """The same without NaN and infinity, which JSON does not have: null."""
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -183,7 +183,8 @@ def show(
     controller: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Who decides: assignment, near-optimal, greedy, random or all-local."
+            metavar="NAME",
+            help="Who decides: assignment, near-optimal, a2c, a2c-sorted, greedy, random or all-local.",
         ),
     ] = "assignment",
     seed: Annotated[int, typer.Option(min=0, help="Of the round that is drawn.")] = 0,

@@ -32,9 +32,9 @@ SMALL = ("--devices", 4, "--servers", 2, "--states", 3)
 @pytest.fixture(autouse=True)
 def quick_mark(monkeypatch):
     """A near-optimal that does not search for long."""
-    made = dict(_comparison_view._MAKERS)
+    made = dict(_comparison_view.CONTROLLERS)
     made["near-optimal"] = lambda network, rng: NearOptimalController(network, kicks=0)
-    monkeypatch.setattr(_comparison_view, "_MAKERS", made)
+    monkeypatch.setattr(_comparison_view, "CONTROLLERS", made)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from flower_bfl.network import (
     price,
 )
 
-CONTROLLERS = ("assignment", "near-optimal", "greedy", "random", "all-local")
+CONTROLLERS = ["all-local", "random", "greedy", "assignment", "a2c-sorted", "a2c", "near-optimal"]
 PHASES = ("offload_s", "edge_s", "local_s", "upload_s")
 
 
@@ -309,7 +309,7 @@ def test_devices_and_servers_come_before_the_file(call, tmp_path):
         ("edge_cpu_hz = [1e9, 2e9]\nedge_servers = 2", ("--servers", 3), 2, "`edge_cpu_hz` must be"),
         ("", ("--devices", 0), 2, "`devices` must be"),
         ("", ("--devices", 201), 1, "(28g): 201 devices take at least"),
-        ("", ("--controller", "best"), 2, "`--controller` must be one of assignment, near-optimal, greedy"),
+        ("", ("--controller", "best"), 2, "`--controller` must be one of all-local, random, greedy"),
         (None, (), 2, "`path` must be a readable TOML file, got network.toml"),
     ],
 )

@@ -45,7 +45,7 @@ _MOST_FAILURES = 10  # updates in a row without one usable reward
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to learn; the defaults are what the policy in the package was trained with.
+    """How to learn; the policy in the package has the defaults, but more steps and four numbers of devices.
 
     Raises:
         ConfigError: a field breaks a rule.

@@ -37,7 +37,7 @@ FEATURES = (
     "to_come",  # share of the devices whose turn comes later
     "open",  # share of the slots that nobody has for good
     "bumped_s",  # what the slot's tentative holder saves there
-    "leak_db",  # log10 of how strongly other edge servers hear the device, against this one
+    "log10_leak",  # log10 of how strongly other edge servers hear the device, against this one
     "log10_best_power",  # T·φ / seconds lost per watt: the fixed point's power
     "power_slope",  # φ = dlnR/dlnp
     "is_held",  # tentatively
