@@ -67,23 +67,22 @@ def controller_of(name: str) -> str:
 
 
 def parse_names(text: str | None, network: NetworkConfig) -> list[str]:
-    """The controllers in a list with commas, or all that know the network; ConfigError for any other."""
+    """The controllers in a list with commas, or all that know the network; ConfigError for any other.
+
+    Who does not know it is named on standard error.
+    """
     if text is None:
-        return [name for name in CONTROLLERS if name not in _LEARNED or _is_known(network)]
+        try:
+            A2CController.pretrained(network)
+        except ConfigError as unknown:
+            Console(stderr=True).print(f"Without {', '.join(_LEARNED)}: {unknown}", soft_wrap=True)
+            return [name for name in CONTROLLERS if name not in _LEARNED]
+        return list(CONTROLLERS)
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in CONTROLLERS:
             raise ConfigError(f"`--only` must be names of {', '.join(CONTROLLERS)}, got {name!r}")
     return names
-
-
-def _is_known(network: NetworkConfig) -> bool:
-    """Whether the policy in the package can decide in it."""
-    try:
-        A2CController.pretrained(network)
-    except ConfigError:
-        return False
-    return True
 
 
 def load_policies(folders: Sequence[Path], network: NetworkConfig) -> dict[str, Controller]:

@@ -14,6 +14,7 @@ import typer
 from flower_bfl.errors import ConfigError, FlowerBFLError
 
 _DEFAULT_NODES = 10
+_FOR_TRAINING = ("torch", "gymnasium", "stable_baselines3")
 
 # --run-config takes what `flwr run` takes: name=value pairs, values with blanks in either quotation mark.
 _PAIR = r"""([^\s=]+)=("[^"]*"|'[^']*'|\S+)"""
@@ -32,6 +33,12 @@ def main() -> None:
     except FlowerBFLError as error:
         typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except ModuleNotFoundError as missing:
+        if missing.name not in _FOR_TRAINING:
+            raise
+        text = f"Error: this takes the package {missing.name}: pip install 'flower-bfl[train]'"
+        typer.secho(text, fg=typer.colors.RED, err=True)
+        sys.exit(1)
 
 
 def _show_version(wanted: bool) -> None:
@@ -172,7 +179,16 @@ _Servers = Annotated[
 ]
 _Picture = Annotated[Path, typer.Option(help="Where to draw it.")]
 _NoPicture = Annotated[bool, typer.Option("--no-picture", help="Draw nothing.")]
-_NO_MATPLOTLIB = "No picture: this takes matplotlib, pip install 'flower-bfl[plots]'"
+
+
+def _can_draw() -> bool:
+    """Whether matplotlib is there; says what to do if not."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ModuleNotFoundError:
+        typer.echo("No picture: this takes matplotlib, pip install 'flower-bfl[plots]'", err=True)
+        return False
+    return True
 
 
 @network_app.command()
@@ -200,15 +216,11 @@ def show(
 
     priced = price_round(read_network(network, devices, servers), controller, seed)
     print_round(priced, as_json=as_json)
-    if no_picture:
-        return
-    try:
+    if not no_picture and _can_draw():
         from flower_bfl._network_picture import draw_round, save_picture
-    except ModuleNotFoundError:
-        typer.echo(_NO_MATPLOTLIB, err=True)
-        return
-    save_picture(draw_round(priced), picture)
-    typer.echo(f"Picture: {picture}", err=as_json)
+
+        save_picture(draw_round(priced), picture)
+        typer.echo(f"Picture: {picture}", err=as_json)
 
 
 @network_app.command()
@@ -247,18 +259,18 @@ def train_controller(
     `A2CController.load`, and logs for TensorBoard.
     """
     from flower_bfl._network_view import read_network
-    from flower_bfl._training_view import parse_settings, print_training, train_seeds
+    from flower_bfl._training_view import Draw, parse_settings, print_training, train_seeds
 
-    try:
+    draw: Draw | None = None
+    if _can_draw():
         from flower_bfl._training_picture import draw_curves
-    except ModuleNotFoundError:
-        typer.echo(_NO_MATPLOTLIB, err=True)
-        draw_curves = None  # type: ignore[assignment]
+
+        draw = draw_curves
     known = read_network(network, None, servers)
     known, wanted = parse_settings(known, devices, steps, seed, architecture, divergence)
     where = folder or Path("runs") / f"controller-{datetime.now():%Y%m%d-%H%M%S}"
     try:
-        trained = train_seeds(known, wanted, seeds, where, draw_curves)
+        trained = train_seeds(known, wanted, seeds, where, draw)
     except KeyboardInterrupt:
         typer.echo(f"\nStopped; what was learnt is kept. To go on, add: --folder {where}", err=True)
         raise typer.Exit(130) from None
@@ -327,16 +339,12 @@ def compare_controllers(
             known, names, states, seed, age=age, error_db=error_db, others=others, progress=progress
         )
     print_trial(trial, as_json=as_json)
-    if no_picture:
-        return
-    try:
+    if not no_picture and _can_draw():
         from flower_bfl._comparison_picture import draw_comparison
         from flower_bfl._network_picture import save_picture
-    except ModuleNotFoundError:
-        typer.echo(_NO_MATPLOTLIB, err=True)
-        return
-    save_picture(draw_comparison(trial), picture)
-    typer.echo(f"Picture: {picture}", err=as_json)
+
+        save_picture(draw_comparison(trial), picture)
+        typer.echo(f"Picture: {picture}", err=as_json)
 
 
 def _parse_source(

@@ -278,9 +278,10 @@ def test_the_help_names_every_controller(call):
         parse_names("greedy,x", NetworkConfig())
 
 
-def test_a_network_that_the_policy_does_not_know_is_compared_without_it(call):
+def test_a_network_that_the_policy_does_not_know_is_compared_without_it(capsys):
     slowest = NetworkConfig(objective="makespan")
     assert parse_names(None, slowest) == [name for name in CONTROLLERS if not name.startswith("a2c")]
+    assert "Without a2c-sorted, a2c: `network` must be what" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="where objective is 'sum', got 'makespan'"):
         run_trial(slowest, ["a2c"], 2, 0)
 

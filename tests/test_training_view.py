@@ -124,6 +124,15 @@ def test_a_file_in_place_of_the_folder_is_one_line(call, tmp_path):
     assert "cannot be written to run" in errors.replace("\n", " ")
 
 
+@pytest.mark.parametrize("missing", ["torch", "gymnasium"])
+def test_what_training_takes_and_is_not_there_is_one_line(missing):
+    script = f"import sys; sys.modules[{missing!r}] = None; from flower_bfl.cli import main; main()"
+    command = [sys.executable, "-c", script, "controller", "train", "--steps", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert done.stderr == f"Error: this takes the package {missing}: pip install 'flower-bfl[train]'\n"
+
+
 def test_several_numbers_of_devices_take_turns():
     network, settings = parse_settings(NetworkConfig(), "20,30", 100, 3, "shared", "paper")
     assert (network.devices, settings.devices) == (20, (20, 30))
