@@ -1,7 +1,11 @@
-"""Shared by all tests: real Flower messages without a running SuperLink."""
+"""Shared by all tests: real Flower messages without a running SuperLink, and the command in this process."""
+
+import sys
 
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
+
+from flower_bfl import cli
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -15,3 +19,22 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(1200))
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Status, output and errors of `flower-bfl` with words behind it, in an empty folder, 80 columns wide."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["flower-bfl", *map(str, words)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return command

@@ -4,13 +4,14 @@ import json
 import re
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from flower_bfl import _comparison_view, cli
+from flower_bfl import _comparison_view
 from flower_bfl._comparison_view import Trial, parse_names, print_trial, run_trial
 from flower_bfl.controller import (
     A2CController,
@@ -38,22 +39,9 @@ def quick_mark(monkeypatch):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
+def call(command):
     """Status, output and errors of `flower-bfl controller compare` with arguments, in an empty folder."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["flower-bfl", "controller", "compare", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
+    return partial(command, "controller", "compare")
 
 
 def no_constant(text: str) -> NoReturn:

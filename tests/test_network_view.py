@@ -3,13 +3,13 @@
 import json
 import sys
 from dataclasses import fields, replace
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from flower_bfl import cli
 from flower_bfl._network_view import price_round, print_round
 from flower_bfl.controller import GreedyController
 from flower_bfl.errors import ConfigError
@@ -31,22 +31,9 @@ PHASES = ("offload_s", "edge_s", "local_s", "upload_s")
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
+def call(command):
     """Status, output and errors of `flower-bfl network` with these arguments, in an empty folder."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["flower-bfl", "network", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
+    return partial(command, "network")
 
 
 def no_constant(text: str) -> NoReturn:

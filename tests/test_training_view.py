@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from flower_bfl import _training_picture, cli
+from flower_bfl import _training_picture
 from flower_bfl._training_picture import draw_curves
 from flower_bfl._training_view import parse_settings
 from flower_bfl.controller.checkpoint import load_checkpoint
@@ -22,22 +23,9 @@ SMALL = ("--devices", "3", "--servers", "1", "--steps", "2048")
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
+def call(command):
     """Status, output and errors of `flower-bfl controller train` with arguments, in an empty folder."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["flower-bfl", "controller", "train", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
+    return partial(command, "controller", "train")
 
 
 def test_every_seed_leaves_a_policy_and_a_row(call, tmp_path):
