@@ -15,9 +15,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from flower_bfl.controller.alone import home_s
 from flower_bfl.controller.heuristics import equal_hash_rates
 from flower_bfl.network import LOCAL, Decision, NetworkConfig, NetworkState, project
-from flower_bfl.network.channel import cross_gains, upload_rate_bps
+from flower_bfl.network.channel import cross_gains
 from flower_bfl.network.pricing import local_cpu_limit_hz
 from flower_bfl.network.settings import Array
 from flower_bfl.network.state import check_fit
@@ -47,9 +48,8 @@ class Situation:
     def of(cls, network: NetworkConfig, state: NetworkState) -> Self:
         """Work it out for one state."""
         check_fit(network, state)
-        own_s = state.work_cycles / local_cpu_limit_hz(network, state)
-        own_s = own_s + network.model_bits / upload_rate_bps(network, state)
-        return cls(network, state, own_s, state.work_cycles[:, None] / network.edge_speeds_hz)
+        edge_s = state.work_cycles[:, None] / network.edge_speeds_hz
+        return cls(network, state, home_s(network, state), edge_s)
 
 
 @dataclass(frozen=True)

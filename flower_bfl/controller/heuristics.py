@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from flower_bfl.controller.alone import Alone, nominal_bandwidth_hz
 from flower_bfl.network import LOCAL, Decision, NetworkConfig, NetworkState, project
-from flower_bfl.network.channel import upload_rate_bps
 from flower_bfl.network.pricing import local_cpu_limit_hz
 from flower_bfl.network.settings import Array
 from flower_bfl.network.state import check_fit
@@ -87,16 +87,8 @@ class GreedyController:
     def decide(self, state: NetworkState) -> Decision:
         """A feasible decision for a state, or for each of a batch."""
         network, shape = self.network, state.data_bits.shape
-        check_fit(network, state)
-        radio = network.radio
-        share_hz = radio.bandwidth_hz / (network.sub_channels if radio.sharing == "shared" else 1)
-        limit_hz = local_cpu_limit_hz(network, state)
+        saved_s = Alone.of(network, state).saved_s
         slot = np.full(shape, LOCAL)
-        snr = radio.power_w[1] / (radio.noise_w_hz * share_hz) * state.gain.astype(np.float64)
-        offload_s = state.data_bits[..., None, None] / (share_hz / np.log(2) * np.log1p(snr))
-        edge_s = state.work_cycles[..., None, None] / network.edge_speeds_hz[:, None]
-        own_s = state.work_cycles / limit_hz + network.model_bits / upload_rate_bps(network, state)
-        saved_s = own_s[..., None, None] - offload_s - edge_s
         for row in np.ndindex(shape[:-1]):
             saved = saved_s[row].reshape(network.devices, network.slots).copy()
             while saved.max() > 0:
@@ -108,9 +100,9 @@ class GreedyController:
             state,
             Decision(
                 slot=slot,
-                power_w=np.full(shape, radio.power_w[1]),
-                bandwidth_hz=np.full(shape, share_hz),
-                cpu_hz=limit_hz,
+                power_w=np.full(shape, network.radio.power_w[1]),
+                bandwidth_hz=np.full(shape, nominal_bandwidth_hz(network)),
+                cpu_hz=local_cpu_limit_hz(network, state),
                 hash_rate=equal_hash_rates(network, shape),
             ),
         )

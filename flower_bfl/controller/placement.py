@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from flower_bfl.controller.alone import Alone, nominal_bandwidth_hz
 from flower_bfl.controller.heuristics import equal_hash_rates
 from flower_bfl.network import LOCAL, NetworkConfig, NetworkState
-from flower_bfl.network.channel import upload_rate_bps
-from flower_bfl.network.pricing import local_cpu_limit_hz, mining_of_all_s, utility
+from flower_bfl.network.pricing import mining_of_all_s, utility
 from flower_bfl.network.settings import Array
-from flower_bfl.network.state import check_fit
 
 Floats = NDArray[np.float32]
 Whole = NDArray[np.int64]
@@ -112,23 +111,10 @@ def turn_order(
     network: NetworkConfig, state: NetworkState, rng: np.random.Generator | None = None, noise: float = 0.0
 ) -> Whole:
     """Who comes first: those that the best slot would save most, (B, N); noise, in seconds, varies it."""
-    saved_s = _alone(network, state)[1].max(axis=(-2, -1))
+    saved_s = Alone.of(network, state).saved_s.max(axis=(-2, -1))
     if rng is not None and noise > 0:
         saved_s = saved_s + noise * rng.gumbel(size=saved_s.shape)
     return np.argsort(-saved_s, axis=-1, kind="stable")
-
-
-def _alone(network: NetworkConfig, state: NetworkState) -> tuple[Array, Array, Array]:
-    """T_off alone at most power and nominal bandwidth, what it saves, (B, N, M, G); and own_s, (B, N)."""
-    check_fit(network, state)
-    own_s = state.work_cycles / local_cpu_limit_hz(network, state)
-    own_s = own_s + network.model_bits / upload_rate_bps(network, state)
-    share_hz = nominal_bandwidth_hz(network)
-    snr = network.radio.power_w[1] / (network.radio.noise_w_hz * share_hz) * state.gain.astype(np.float64)
-    data_s = state.data_bits * np.log(2) / share_hz
-    offload_s = np.minimum(data_s[..., None, None] / np.log1p(np.maximum(snr, _WEAKEST)), _LONGEST_S)
-    edge_s = state.work_cycles[..., None] / network.edge_speeds_hz
-    return offload_s, own_s[..., None, None] - offload_s - edge_s[..., None], own_s
 
 
 def _in_turns(state: NetworkState, order: Whole) -> NetworkState:
@@ -140,12 +126,6 @@ def _in_turns(state: NetworkState, order: Whole) -> NetworkState:
         energy_slack_j=np.take_along_axis(state.energy_slack_j, order, axis=1),
         gain=np.take_along_axis(state.gain, order[..., None, None], axis=1),
     )
-
-
-def nominal_bandwidth_hz(network: NetworkConfig) -> float:
-    """What a device gets if its edge server is full: W/G, or W if each may have all of it."""
-    shares = network.sub_channels if network.radio.sharing == "shared" else 1
-    return network.radio.bandwidth_hz / shares
 
 
 def _over_channels(of_slot: Floats) -> Floats:
@@ -195,10 +175,10 @@ class Placement:
 
     def _read(self, state: NetworkState, share_hz: float) -> None:
         network = self.network
-        alone_s, saved_s, own_s = _alone(network, state)
-        self._alone_s, self._own_s = alone_s.astype(np.float32), own_s.astype(np.float32)
+        alone = Alone.of(network, state)
+        self._alone_s, self._own_s = alone.offload_s.astype(np.float32), alone.home_s.astype(np.float32)
         self._unit_s = (state.data_bits * np.log(2) / share_hz).astype(np.float32)
-        self._edge_s = (state.work_cycles[..., None] / network.edge_speeds_hz).astype(np.float32)
+        self._edge_s = alone.edge_s.astype(np.float32)
         self._gain = state.gain.astype(np.float32, copy=False)
         others = self._gain.sum(axis=2, keepdims=True) - self._gain
         self._leak = np.log10(np.maximum(others, 0) / self._gain + np.float32(1e-6))
@@ -206,7 +186,7 @@ class Placement:
         rates = equal_hash_rates(network, (network.devices,))
         self._mining_s = float(mining_of_all_s(network.blocks, rates, network.edge_servers))
         self._own_later_s = np.cumsum(self._own_s[:, ::-1], axis=1)[:, ::-1] / np.arange(self.turns, 0, -1)
-        best_s = np.maximum(saved_s.max(axis=(2, 3)), 0)
+        best_s = np.maximum(alone.saved_s.max(axis=(2, 3)), 0)
         with np.errstate(all="ignore"):
             summary = (
                 self._own_s.mean(axis=1),
