@@ -35,8 +35,9 @@ Update = Literal["trpo", "gradient"]
 
 _USED = ((0.0, 0.0, 1.0, 1.0), (1.0, 1.0, 0.0, 1.0))  # parameters of training at home, and of offloading
 _LOG_2PI = math.log(2 * math.pi)
-_CURVATURE = 12  # a twelfth of an update's rounds measures it
+_CURVATURE = 16  # a sixteenth of an update's rounds measures it
 _ROUNDS_A_LESSON = 64  # rounds for each step of the critic
+_TURNS_A_LESSON = 2048  # that such a step looks at
 _MOST_FAILURES = 10  # updates in a row without one usable reward
 
 
@@ -483,7 +484,7 @@ class Learner:
     def _teach_critic(self, outlook: Tensor, goal: Tensor, rng: np.random.Generator) -> None:
         outlook, goal = outlook.reshape(-1, outlook.shape[-1]), goal.reshape(-1)
         for _ in range(max(1, self.settings.steps_an_update // _ROUNDS_A_LESSON)):
-            some = torch.from_numpy(rng.integers(len(goal), size=min(4096, 4 * len(goal))))
+            some = torch.from_numpy(rng.integers(len(goal), size=min(_TURNS_A_LESSON, 4 * len(goal))))
             self.optimisers["critic_steps"].zero_grad()
             torch.autograd.backward(nn.functional.mse_loss(self.critic(outlook[some]), goal[some]))
             self.optimisers["critic_steps"].step()
