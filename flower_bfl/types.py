@@ -1,7 +1,18 @@
 """Values that more than one part of the package exchanges."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """What a device says of itself before a round. What is None, the network model draws."""
+
+    may_offload: bool = True  # its data may leave it
+    work_cycles: float | None = None  # C_n, cycles for the whole local task
+    cpu_hz: float | None = None  # F_n
+    energy_slack_j: float | None = None  # what learning may take this round, E_max − E_gen
+    gain_db: Sequence[float] | None = None  # power gain of its channel to each edge server
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,10 @@ class RoundReport:
     samples: float = 0  # D
     left_out: tuple[LeftOut, ...] = ()
     down: tuple[str, ...] = ()  # edge servers and links that failed, and from which step
-    server_devices: tuple[tuple[int, ...], ...] = ()  # device indices at each edge server
+    server_devices: tuple[tuple[int, ...], ...] = ()  # devices whose gradients each edge server summed up
+    server_data: tuple[tuple[int, ...], ...] = ()  # devices whose data each edge server trained on
+    kept_local: tuple[LeftOut, ...] = ()  # devices that were to offload their data and did not
+    fallback: str = ""  # why the round went by another decision than the controller's
     leader: int | None = None
     p2p_rounds: int = 0  # φ
     spectral_radius: float = 0.0  # λ
@@ -47,6 +61,12 @@ class RoundReport:
     model_digest: str = ""  # SHA-256 of the model's canonical encoding
     head: str = ""  # hash of the round's BFL block; empty without a ledger
     ledger: LedgerCost = field(default_factory=LedgerCost)
+    latency_s: Mapping[str, float] = field(default_factory=dict)  # decided, by phase, see `Price`
+    energy_j: Mapping[str, float] = field(default_factory=dict)  # decided, of all devices, by phase
+    simulated_seconds: float | None = None  # decided latency of all rounds so far; None without a controller
+    report_seconds: float = 0.0  # until devices and edge servers had said who they are
+    decide_seconds: float = 0.0  # the controller's
+    offload_seconds: float = 0.0  # until data had come
     train_seconds: float = 0.0
     wait_seconds: float = 0.0  # for the blocks of the round before, once the devices had replied
     aggregate_seconds: float = 0.0
@@ -74,6 +94,13 @@ class RoundReport:
             )
         if self.round:
             parts.append(f"training {self.train_seconds:.2f} s")
+        if self.simulated_seconds is not None:
+            offloaded = sum(map(len, self.server_data))
+            parts.append(f"{offloaded} offloaded, {self.simulated_seconds:.1f} simulated s so far")
         if self.left_out:
             parts.append(f"{len(self.left_out)} left out")
+        if self.kept_local:
+            parts.append(f"{len(self.kept_local)} kept local")
+        if self.fallback:
+            parts.append("without its controller")
         return ", ".join(parts)

@@ -136,7 +136,7 @@ class Toy:
                         Kind.CONSENSUS, k, server(m),
                         consensus_payload(
                             k, step, m, arrays_of(states[m]),
-                            [n for n in training if n % self.servers == m],
+                            [device(n) for n in training if n % self.servers == m],
                         ),
                         step,
                     )

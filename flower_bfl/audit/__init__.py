@@ -84,6 +84,7 @@ class Checked:
     signatures: int = 0  # of these, and of entries that were signed elsewhere
     gradients: int = 0
     gradients_not_aggregated: int = 0
+    data_sets: int = 0  # that devices sent to edge servers
     consensus_states: int = 0
     models: int = 0
     models_recomputed: int = 0  # the initial model is given
@@ -230,6 +231,7 @@ class _Walk:
         if entry.sender.role is Role.OPERATOR:
             self._operator = at.account
         seen["gradients"] += entry.kind is Kind.GRADIENT
+        seen["data_sets"] += entry.kind is Kind.DATA
         seen["consensus_states"] += entry.kind is Kind.CONSENSUS
         seen["votes"] += entry.kind is Kind.VOTE
         seen["proofs_of_work"] += entry.kind is Kind.SEAL and rules.difficulty_bits > 0

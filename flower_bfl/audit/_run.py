@@ -5,7 +5,7 @@ import numpy as np
 from flower_bfl.audit._findings import decoded, differs, wrong
 from flower_bfl.audit._training import Round, TrainingRules, adjacency
 from flower_bfl.chain_adapter._reader import Recorded
-from flower_bfl.chain_adapter.base import Kind, Role, Sender
+from flower_bfl.chain_adapter.base import Kind, Sender
 from flower_bfl.chain_adapter.records import NamedArrays, RunRules, model_payload, read_model
 from flower_bfl.config import ContractRules
 from flower_bfl.errors import ConfigError
@@ -89,12 +89,18 @@ class RunAudit:
             if now.report is not None:
                 raise wrong(at, "a round must have one REPORT at most", "one", "another one")
             now.report = at
-        elif entry.sender.role is not Role.DEVICE or entry.step or now.model is not None:
+        elif entry.kind is Kind.DATA:
+            if entry.sender.index in now.data:
+                raise wrong(
+                    at, "a device must send its data to one edge server a round", "one", "another one"
+                )
+            now.data[entry.sender.index] = at
+        elif entry.step or now.model is not None:
             self.not_aggregated += 1  # nobody sums it up
-        elif entry.sender.index in now.gradients:
-            raise wrong(at, "a device must have one GRADIENT a round at most", "one", "another one")
+        elif entry.sender in now.gradients:
+            raise wrong(at, "a sender must have one GRADIENT a round at most", "one", "another one")
         else:
-            now.gradients[entry.sender.index] = at
+            now.gradients[entry.sender] = at
 
     def _close(self) -> None:
         """Check the round whose model is sealed, and begin the next."""

@@ -4,14 +4,18 @@ Whatever is recorded beyond gradients must be, byte for byte, what follows from 
 anew and compared; digests are computed only to name a difference.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flower_bfl.audit._findings import decoded, differs, wrong
 from flower_bfl.chain_adapter._reader import Recorded
+from flower_bfl.chain_adapter.base import Role, Sender
 from flower_bfl.chain_adapter.records import (
+    DataSet,
+    DataUnion,
     Gradient,
     NamedArrays,
     consensus_payload,
@@ -46,7 +50,8 @@ class Round:
     """What was recorded in a round."""
 
     number: int = 0  # k
-    gradients: dict[int, Recorded] = field(default_factory=dict)  # by device
+    data: dict[int, Recorded] = field(default_factory=dict)  # by device
+    gradients: dict[Sender, Recorded] = field(default_factory=dict)
     states: dict[tuple[int, int], Recorded] = field(default_factory=dict)  # by step and edge server
     report: Recorded | None = None
     model: Recorded | None = None  # the last that was proposed
@@ -55,16 +60,16 @@ class Round:
 
 @dataclass(frozen=True, eq=False)
 class _Trained:
-    """The gradients that a round's edge servers say they summed up, in the order of the devices."""
+    """The gradients that a round's edge servers say they summed up, devices' first, each in order."""
 
-    devices: list[int]
+    senders: list[Sender]
     gradients: list[Gradient]
     server_of: Integers  # shape (n,)
     samples: Floats  # D_y, shape (n,)
     steps: Integers  # e_y, shape (n,)
 
-    def at(self, server: int) -> list[int]:
-        return [device for device, home in zip(self.devices, self.server_of, strict=True) if home == server]
+    def at(self, server: int) -> list[Sender]:
+        return [sender for sender, home in zip(self.senders, self.server_of, strict=True) if home == server]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +118,7 @@ class TrainingRules:
         assert now.model is not None, "a round is checked once its model is sealed"
         at, last = now.model, self.consensus.p2p_rounds
         trained = self._trained(now, model_digest(now.number - 1, before))
-        if not trained.devices:
+        if not trained.senders:
             for state in now.states.values():
                 raise wrong(state, "a round without gradients must have no consensus", "no state", "one")
             self._check_leader(
@@ -142,7 +147,7 @@ class TrainingRules:
         tau, rate = boost(trained.samples, trained.steps), self.consensus.learning_rate
         after = updated_model(sent, states[leader], float(mass[leader]), tau, rate)
         largest = trained.gradients[int(trained.samples.argmax())]
-        return self._check_model(at, self.layout.model(after, largest.arrays)), len(trained.devices)
+        return self._check_model(at, self.layout.model(after, largest.arrays)), len(trained.senders)
 
     # -- what the entries say ----------------------------------------------------------------------------
 
@@ -164,28 +169,63 @@ class TrainingRules:
 
     def _trained(self, now: Round, model: bytes) -> _Trained:
         """The gradients that edge servers claim in their first states."""
-        home: dict[int, int] = {}
+        home: dict[Sender, int] = {}
         for (step, server), at in now.states.items():
             if step > 0:
                 continue
-            _, devices = decoded(at, read_consensus)
-            for device in devices:
-                if device not in now.gradients:
+            _, members = decoded(at, read_consensus)
+            for member in members:
+                if member.role is Role.SERVER and member.index != server:
+                    rule = "an edge server must sum up no other's gradient"
+                    raise wrong(at, rule, f"its own, server {server}", str(member))
+                if member not in now.gradients:
                     rule = "an edge server must sum up recorded gradients"
-                    raise wrong(at, rule, f"a GRADIENT of device {device}", "none in this round")
-                if device in home:
-                    rule = "a device must be summed up once"
-                    raise wrong(at, rule, f"device {device} at edge server {home[device]} only", "here too")
-                home[device] = server
-        devices = sorted(home)
-        gradients = [self._gradient(now.gradients[device], now.number, model) for device in devices]
+                    raise wrong(at, rule, f"a GRADIENT of {member}", "none in this round")
+                if member in home:
+                    rule = "a gradient must be summed up once"
+                    raise wrong(at, rule, f"{member} at edge server {home[member]} only", "here too")
+                home[member] = server
+        senders = sorted(home)
+        gradients = [self._gradient(now.gradients[sender], now.number, model) for sender in senders]
+        for sender, gradient in zip(senders, gradients, strict=True):
+            self._check_union(now, sender, gradient, home, model)
         return _Trained(
-            devices,
+            senders,
             gradients,
-            np.array([home[device] for device in devices], dtype=np.int64),
+            np.array([home[sender] for sender in senders], dtype=np.int64),
             np.array([gradient.samples for gradient in gradients], dtype=np.float64),
             np.array([gradient.steps for gradient in gradients], dtype=np.int64),
         )
+
+    def _check_union(
+        self, now: Round, sender: Sender, gradient: Gradient, home: Mapping[Sender, int], model: bytes
+    ) -> None:
+        """What an edge server trained on must be what devices say they sent to it, (4)."""
+        at, union = now.gradients[sender], gradient.union
+        if (union is not None) != (sender.role is Role.SERVER):
+            rule = "an edge server must train on what devices sent to it, a device on its own data"
+            told = ("devices named", "none named")
+            raise wrong(at, rule, *(told if union is None else reversed(told)))
+        if union is None:
+            return
+        sets: dict[int, DataSet] = {}
+        for device in union.devices:
+            sent = now.data.get(device)
+            if sent is None or sent.entry.step != sender.index:
+                found = "none in this round" if sent is None else f"one for server {sent.entry.step}"
+                rule = "an edge server must train on data that a device says it sent to it"
+                raise wrong(at, rule, f"DATA of device {device} for {sender}", found)
+            if (local := Sender(Role.DEVICE, device)) in home:
+                rule = "a device must offload its data or train on them, not both"
+                raise wrong(at, rule, f"no GRADIENT of {local} in a sum", f"one at server {home[local]}")
+            sets[device] = decoded(sent, DataSet.decode)
+            if (payload := sets[device].encode(now.number, sender.index)) != sent.entry.payload:
+                raise differs(sent, "DATA must be of its round and edge server", payload)
+        samples = sum(one.samples for one in sets.values())
+        expected = replace(gradient, union=DataUnion.of(sets), samples=samples)
+        if (expected.union, expected.samples) != (union, gradient.samples):
+            rule = "a union must be the data sets that are in it"
+            raise differs(at, rule, expected.encode(now.number, model))
 
     def _gradient(self, at: Recorded, server_round: int, model: bytes) -> Gradient:
         gradient = decoded(at, Gradient.decode)
@@ -219,7 +259,7 @@ class TrainingRules:
             return self._sums(trained, contribution_weights(trained.samples, trained.steps))
         except NotFiniteError as error:
             assert now.model is not None
-            at = now.gradients[trained.devices[min(error.positions)]] if error.positions else now.model
+            at = now.gradients[trained.senders[min(error.positions)]] if error.positions else now.model
             raise wrong(
                 at, "gradients and their sums must be finite", "numbers", "NaN or infinity"
             ) from error

@@ -19,6 +19,7 @@ _SUBMITTERS = {
     Kind.CONSENSUS: {Role.SERVER},
     Kind.VOTE: {Role.SERVER},
     Kind.SEAL: {Role.DEVICE, Role.SERVER},
+    Kind.DATA: {Role.DEVICE},
 }
 
 

@@ -30,11 +30,12 @@ class Kind(IntEnum):
 
     RULES = 0  # operator, once: the run's constants, from which every later entry follows
     REPORT = 1  # operator: replies left out of a round, and why
-    GRADIENT = 2  # device (or edge server with offloaded data): cumulative gradient, eqs. (6)(7)
+    GRADIENT = 2  # device, or edge server with offloaded data: cumulative gradient, eqs. (6)(7)
     CONSENSUS = 3  # edge server: x_m^(l) of eq. (9), l = 0 is its partial aggregate (8)
     MODEL = 4  # leader: the global model (12); round 0 is the initial model, from the operator
     VOTE = 5  # edge server: another one is to be quarantined, with the evidence
     SEAL = 6  # device or edge server: the proof of work that makes the model a BFL block; no payload
+    DATA = 7  # device: the digest of what it sent to an edge server to be trained on
 
 
 @dataclass(frozen=True, order=True)
@@ -55,7 +56,8 @@ class Entry:
     """One transaction to be recorded.
 
     `step` is l of a consensus entry, the number of servers passed over of a model (0: the leader rule's first
-    choice proposes), the accused server of a vote, and the miner's edge server of a seal.
+    choice proposes), the accused server of a vote, the miner's edge server of a seal, and the edge server
+    that data went to.
     """
 
     kind: Kind

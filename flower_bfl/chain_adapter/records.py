@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from flower_bfl.chain_adapter.base import Role, Sender
 from flower_bfl.chain_adapter.encoding import Arrays, decode, digest, encode, shallow
 from flower_bfl.config import Consensus, Outage
 from flower_bfl.errors import ConfigError, PayloadError
 from flower_bfl.types import LeftOut
 
-FORMAT = "flower-bfl 2"
+FORMAT = "flower-bfl 3"
 NamedArrays = dict[str, NDArray[np.generic]]
 
 
@@ -62,18 +63,69 @@ class RunRules:
         return cls(strategy, consensus, mixing)
 
 
+@dataclass(frozen=True)
+class DataSet:
+    """What a device sent to an edge server to be trained on."""
+
+    samples: int  # D_n
+    digest: bytes  # SHA-256 of the canonical encoding of its arrays, without metadata
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> "DataSet":
+        """The record of arrays with a row a sample; raises PayloadError for what cannot be recorded."""
+        if len(lengths := {array.shape[0] if array.ndim else 0 for array in arrays.values()}) != 1:
+            raise PayloadError(f"a data set must be arrays with a row for each sample, got {lengths} rows")
+        return cls(lengths.pop(), digest(encode(arrays)))
+
+    def encode(self, server_round: int, server: int) -> bytes:
+        """As the payload of a DATA entry."""
+        said = {"num_examples": self.samples, "data": self.digest.hex()}
+        return encode({}, _metadata(round=server_round, server=server, **said))
+
+    @classmethod
+    def decode(cls, payload: bytes) -> "DataSet":
+        """What `encode` was given; raises PayloadError."""
+        _, metadata = _decode(payload)
+        try:
+            samples, data = int(_samples(metadata)), bytes.fromhex(metadata["data"])
+        except (KeyError, ValueError) as error:
+            raise PayloadError(f"a DATA payload must say examples and digest: {error}") from error
+        return cls(samples, data)
+
+
+@dataclass(frozen=True)
+class DataUnion:
+    """The data sets that an edge server trained on together, (4)."""
+
+    devices: tuple[int, ...]  # who sent them, ascending
+    digest: bytes  # SHA-256 over the digests of their data sets, in this order
+
+    @classmethod
+    def of(cls, sets: Mapping[int, DataSet]) -> "DataUnion":
+        """Of the data sets, by device."""
+        devices = tuple(sorted(sets))
+        return cls(devices, digest(b"".join(sets[device].digest for device in devices)))
+
+
 @dataclass(frozen=True, eq=False)
 class Gradient:
-    """A device's cumulative gradient (6)(7), and its values of what gradients cannot move."""
+    """A cumulative gradient (6)(7), and the sender's values of what gradients cannot move."""
 
     arrays: Mapping[str, NDArray[np.generic]]  # float32 where the model is floating-point, in its order
     samples: float  # D_y
     steps: int  # e_y
+    union: DataUnion | None = None  # what an edge server trained on; a device trains on its own
 
     @classmethod
     @np.errstate(over="ignore", invalid="ignore")  # what is not finite is seen where it is added up
     def between(
-        cls, before: Arrays, after: Arrays, samples: float, steps: int, learning_rate: float = 1.0
+        cls,
+        before: Arrays,
+        after: Arrays,
+        samples: float,
+        steps: int,
+        learning_rate: float = 1.0,
+        union: DataUnion | None = None,
     ) -> "Gradient":
         """g_y = (w_k − w_y) / η of each floating-point array, in float32; the other arrays as in `after`."""
         moved: NamedArrays = {}
@@ -81,13 +133,15 @@ class Gradient:
             difference = np.asarray(before[name], np.float32) - np.asarray(after[name], np.float32)
             moved[name] = difference if learning_rate == 1.0 else difference / np.float32(learning_rate)
         copied = {name: array for name, array in after.items() if name not in moved}
-        return cls(moved | {name: copied[name] for name in before if name in copied}, samples, steps)
+        return cls(moved | {name: copied[name] for name in before if name in copied}, samples, steps, union)
 
     def encode(self, server_round: int, model: bytes) -> bytes:
         """As the payload of a GRADIENT entry; `model` is the digest of w_k, which it was made from."""
         metadata = _metadata(
             round=server_round, model=model.hex(), num_examples=f"{self.samples:.17g}", num_steps=self.steps
         )
+        if self.union is not None:
+            metadata |= {"devices": _listed(self.union.devices), "data": self.union.digest.hex()}
         return encode(self.arrays, metadata)
 
     @classmethod
@@ -95,29 +149,39 @@ class Gradient:
         """What `encode` was given; raises PayloadError."""
         arrays, metadata = _decode(payload)
         try:
-            samples, steps = float(metadata["num-examples"]), int(metadata["num-steps"])
-            if not (0 < samples <= 2**53 and 1 <= steps < 2**31):
-                raise ValueError(f"got {samples} examples and {steps} steps")
+            samples, steps, union = _samples(metadata), int(metadata["num-steps"]), None
+            if not 1 <= steps < 2**31:
+                raise ValueError(f"got {steps} steps")
+            if "data" in metadata:
+                union = DataUnion(
+                    tuple(map(int, metadata["devices"].split())), bytes.fromhex(metadata["data"])
+                )
         except (KeyError, ValueError) as error:
             raise PayloadError(f"a GRADIENT payload must say examples and steps: {error}") from error
-        return cls(arrays, samples, steps)
+        return cls(arrays, samples, steps, union)
 
 
 def consensus_payload(
-    server_round: int, step: int, server: int, state: Arrays, devices: Sequence[int] = ()
+    server_round: int, step: int, server: int, state: Arrays, members: Sequence[Sender] = ()
 ) -> bytes:
-    """x_m^(l) of an edge server; at step 0, also the devices whose gradients are in it."""
-    summed = {"devices": " ".join(map(str, devices))} if step == 0 else {}
+    """x_m^(l) of an edge server; at step 0, also whose gradients are in it: devices', and its own."""
+    summed = {}
+    if step == 0:
+        devices = [member.index for member in members if member.role is Role.DEVICE]
+        summed = {"devices": _listed(devices)} | ({"itself": "yes"} if len(devices) < len(members) else {})
     return encode(state, _metadata(round=server_round, step=step, server=server, **summed))
 
 
-def read_consensus(payload: bytes) -> tuple[NamedArrays, list[int]]:
-    """State and devices of `consensus_payload`; raises PayloadError."""
+def read_consensus(payload: bytes) -> tuple[NamedArrays, list[Sender]]:
+    """State and members of `consensus_payload`; raises PayloadError."""
     arrays, metadata = _decode(payload)
     try:
-        return arrays, [int(device) for device in metadata.get("devices", "").split()]
-    except ValueError as error:
+        members = [Sender(Role.DEVICE, int(device)) for device in metadata.get("devices", "").split()]
+        if "itself" in metadata:
+            members.append(Sender(Role.SERVER, int(metadata["server"])))
+    except (KeyError, ValueError) as error:
         raise PayloadError(f"a CONSENSUS payload must list devices by number: {error}") from error
+    return arrays, members
 
 
 def report_payload(server_round: int, left_out: Sequence[LeftOut], down: Sequence[Outage]) -> bytes:
@@ -158,6 +222,17 @@ def read_model(payload: bytes) -> NamedArrays:
 
 def _metadata(**fields: object) -> dict[str, str]:
     return {name.replace("_", "-"): str(value) for name, value in fields.items()}
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return " ".join(map(str, numbers))
+
+
+def _samples(metadata: Mapping[str, str]) -> float:
+    samples = float(metadata["num-examples"])
+    if not 0 < samples <= 2**53:
+        raise ValueError(f"got {samples} examples")
+    return samples
 
 
 def _decode(payload: bytes) -> tuple[NamedArrays, dict[str, str]]:

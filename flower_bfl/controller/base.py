@@ -1,13 +1,32 @@
 """What a controller is."""
 
-from typing import Protocol, runtime_checkable
+import copy
+from dataclasses import replace
+from typing import Protocol, TypeVar, runtime_checkable
 
-from flower_bfl.network import Decision, NetworkState
+from flower_bfl.network import Decision, NetworkConfig, NetworkState
 
 
 @runtime_checkable
 class Controller(Protocol):
-    """Decides before each round who offloads where, with what."""
+    """Decides before each round who offloads where, with what.
+
+    One that is made for a network keeps it as `network`, and decides by that attribute alone how many devices
+    there are: see `for_devices`.
+    """
 
     def decide(self, state: NetworkState) -> Decision:
         """A feasible decision for a state, or for each of a batch."""
+
+
+_C = TypeVar("_C", bound=Controller)
+
+
+def for_devices(controller: _C, devices: int) -> _C:
+    """The controller for as many devices of its network, which not all take part in every round."""
+    network = getattr(controller, "network", None)
+    if not isinstance(network, NetworkConfig) or network.devices == devices:
+        return controller
+    fitting = copy.copy(controller)
+    fitting.network = replace(network, devices=devices)  # type: ignore[attr-defined]
+    return fitting

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from numpy.typing import NDArray
 
 from flower_bfl.chain_adapter.base import Kind, digest
-from flower_bfl.chain_adapter.records import Gradient, model_digest
+from flower_bfl.chain_adapter.records import DataSet, Gradient, model_digest
 from flower_bfl.errors import ReplyError
 
 SIGNATURE_KEY = "flower-bfl-signature"
@@ -17,6 +17,7 @@ ADDRESS_KEY = "flower-bfl-address"
 ClientCall = Callable[[Message, Context], Message]
 Mod = Callable[[Message, Context, ClientCall], Message]
 
+_OFFLOAD = "query.offload"
 _STATE = "flower-bfl-key"
 _CURVE_ORDER = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141  # of secp256k1
 
@@ -27,7 +28,8 @@ def sign_updates(
     """A Flower mod that signs what the ClientApp trained: ``ClientApp(mods=[sign_updates()])``.
 
     The server can relay the signed gradient to the ledger, but neither change it nor make up another one.
-    What is signed is docs/ledger.md's EIP-712 entry over the SHA-256 of the update's canonical encoding.
+    What is signed is docs/ledger.md's EIP-712 entry over the SHA-256 of the update's canonical encoding. A
+    device that offloads its data signs the digest of what it sent, and for which edge server, in its place.
     Messages of a server without a ledger pass as they are.
 
     Parameters
@@ -52,14 +54,19 @@ def sign_updates(
         from flower_bfl.chain_adapter.signing import address, sign  # loads Ethereum
 
         server_round = int(_number(request, "server-round"))
-        metrics = next(iter(reply.content.metric_records.values()), MetricRecord())
-        samples, steps = _number(metrics, weighted_by_key), int(_number(metrics, "num-steps", 1))
-        learning_rate = float(_number(request, "ledger-learning-rate"))
-        gradient = Gradient.between(sent, _arrays(reply), float(samples), steps, learning_rate)
+        if message.metadata.message_type == _OFFLOAD:
+            arrays, step = _arrays(reply), int(_number(request, "edge-server"))
+            kind, payload = Kind.DATA, DataSet.of(arrays).encode(server_round, step)
+        else:
+            metrics = next(iter(reply.content.metric_records.values()), MetricRecord())
+            samples, steps = _number(metrics, weighted_by_key), int(_number(metrics, "num-steps", 1))
+            learning_rate = float(_number(request, "ledger-learning-rate"))
+            gradient = Gradient.between(sent, _arrays(reply), float(samples), steps, learning_rate)
+            kind, step = Kind.GRADIENT, 0
+            payload = gradient.encode(server_round, model_digest(server_round - 1, sent))
         key = private_key(context) if callable(private_key) else private_key or own_key(context)
         domain = int(_number(request, "ledger-chain-id")), bytes.fromhex(str(request["ledger-contract"]))
-        name = digest(gradient.encode(server_round, model_digest(server_round - 1, sent)))
-        signature = sign(key, domain, Kind.GRADIENT, server_round, 0, name)
+        signature = sign(key, domain, kind, server_round, step, digest(payload))
         reply.content["flower-bfl"] = ConfigRecord({SIGNATURE_KEY: signature, ADDRESS_KEY: address(key)})
         return reply
 
@@ -79,7 +86,7 @@ def _new_key() -> bytes:
 
 def _request(message: Message) -> Mapping[str, object] | None:
     """The config that asks for a signature, if the message does."""
-    if message.metadata.message_type != "train":
+    if message.metadata.message_type not in ("train", _OFFLOAD):
         return None
     return next((each for each in message.content.config_records.values() if "ledger-contract" in each), None)
 
@@ -92,5 +99,5 @@ def _number(record: Mapping[str, object], name: str, default: int | None = None)
 
 
 def _arrays(message: Message) -> dict[str, NDArray[np.generic]]:
-    record: ArrayRecord = next(iter(message.content.array_records.values()))
+    record: ArrayRecord = next(iter(message.content.array_records.values()), ArrayRecord())
     return {name: array.numpy() for name, array in record.items()}

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 from numpy.typing import NDArray
 
-from flower_bfl.chain_adapter.base import Entry
+from flower_bfl.chain_adapter.base import Entry, Sender
 from flower_bfl.config import ContractRules
 from flower_bfl.errors import ConfigError, FlowerBFLError
 from flower_bfl.strategies._journal import EvaluateFunction, Journal, logger, warn
@@ -129,22 +129,11 @@ class EdgeStrategy(FedAvg):
         """FedAvg's sample of nodes; raises ConfigError if too few connect in time."""
         self._begin(arrays)
         self._model = {name: as_numpy(array) for name, array in arrays.items()}
-        wanted = {
-            "min_available_nodes": self.min_available_nodes,
-            "min_train_nodes": self.min_train_nodes,
-            "edge_servers": self.edge_servers,
-        }
-        argument, needed = max(wanted.items(), key=lambda item: item[1])
-        nodes = self._await_nodes(grid, needed)
-        if len(nodes) < needed:
-            raise ConfigError(
-                f"`{argument}` must be at most the number of nodes that connect "
-                f"in {self.wait_for_nodes_s:g} s, got {needed} with {len(nodes)} connected"
-            )
+        nodes = self._gather(server_round, grid)
         config = ConfigRecord({**config, **self._signatures.request(self._learning_rate())})
-        messages = super().configure_train(server_round, arrays, config, _these(nodes))
-        messages = list(messages)
-        self._asked = {message.metadata.dst_node_id for message in messages}
+        messages = list(super().configure_train(server_round, arrays, config, these(nodes)))
+        messages = self._address(server_round, messages, grid)
+        self._asked = {m.metadata.dst_node_id for m in messages if m.metadata.message_type == "train"}
         self._sent_at = perf_counter()
         return messages
 
@@ -156,12 +145,13 @@ class EdgeStrategy(FedAvg):
         self.finish()
         self._recorded_at = perf_counter()
         trained, left_out = self._receive(server_round, replies)
-        while trained.devices:
+        while trained.senders:
             try:
                 return self._round(server_round, trained, left_out)
             except NotFiniteError as error:
                 reason = "its gradient, and the model made with it, must be finite, got NaN or infinity"
-                left_out += [LeftOut(f"device {trained.devices[y]}", reason) for y in sorted(error.positions)]
+                for sender in (trained.senders[y] for y in sorted(error.positions)):
+                    left_out += self._without(sender, reason)
                 trained = trained.without(error.positions)
         if not self._anyone_trained() and left_out:
             raise FlowerBFLError(
@@ -183,7 +173,7 @@ class EdgeStrategy(FedAvg):
                 WARNING, "round %d: no evaluation, %d nodes of %d connected", server_round, len(nodes), needed
             )
             return []
-        return super().configure_evaluate(server_round, arrays, ConfigRecord(dict(config)), _these(nodes))
+        return super().configure_evaluate(server_round, arrays, ConfigRecord(dict(config)), these(nodes))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """FedAvg's weighted mean, over the replies that can be used; also part of the round's report."""
@@ -233,6 +223,26 @@ class EdgeStrategy(FedAvg):
     ) -> MetricRecord | None:
         return evaluate_fn(server_round, arrays)
 
+    def _gather(self, server_round: int, grid: Grid) -> list[int]:
+        """The nodes to sample devices from."""
+        wanted = {
+            "min_available_nodes": self.min_available_nodes,
+            "min_train_nodes": self.min_train_nodes,
+            "edge_servers": self.edge_servers,
+        }
+        argument, needed = max(wanted.items(), key=lambda item: item[1])
+        nodes = self._await_nodes(grid, needed)
+        self._check_enough(argument, needed, nodes)
+        return nodes
+
+    def _address(self, server_round: int, messages: list[Message], grid: Grid) -> list[Message]:
+        """The messages to the sampled devices, made ready to be sent."""
+        return messages
+
+    def _without(self, sender: Sender, reason: str) -> list[LeftOut]:
+        """What is lost with a contribution."""
+        return [LeftOut(str(sender), reason)]
+
     # -- what a subclass uses -----------------------------------------------------------------------------
 
     @property
@@ -244,14 +254,16 @@ class EdgeStrategy(FedAvg):
     def _receive(self, server_round: int, replies: Iterable[Message]) -> tuple[Trained, list[LeftOut]]:
         """The replies that can be used, and the others."""
         replies = list(replies)
-        usable, left_out = screen(
-            replies, partial(contribution, layout=self.layout, weighted_by_key=self.weighted_by_key)
-        )
+        usable, left_out = screen(replies, self._contribution)
         silent = self._asked - {reply.metadata.src_node_id for reply in replies}
-        left_out += [LeftOut(f"node {node}", "no reply in time") for node in sorted(silent)]
+        left_out += [LeftOut(self._roster.name(node), "no reply in time") for node in sorted(silent)]
         trained, impostors = self._roster.admit(usable)
         trained, unsigned = self._signatures.screen(server_round, trained, self._model, self._learning_rate())
         return trained, left_out + impostors + unsigned
+
+    def _contribution(self, reply: Message) -> Contribution:
+        """A reply to a training message; raises ReplyError if a round cannot use it."""
+        return contribution(reply, self.layout, self.weighted_by_key)
 
     def _flat(self, model: NamedArrays) -> Vector:
         return self.layout.vector(model)[0 : self.layout.size]
@@ -264,7 +276,7 @@ class EdgeStrategy(FedAvg):
         """The model of these weights, the rest from the largest contributor; may raise NotFiniteError."""
         model = self.layout.model(weights, trained.largest.arrays)
         if not all(np.isfinite(model[name]).all() for name in self.layout.trained):
-            raise NotFiniteError(range(len(trained.devices)))
+            raise NotFiniteError(range(len(trained.senders)))
         return model
 
     def _metrics(self, trained: Trained, own: Mapping[str, float]) -> MetricRecord:
@@ -300,6 +312,13 @@ class EdgeStrategy(FedAvg):
     def _anyone_trained(self) -> bool:
         return any(report.devices for report in self.reports)
 
+    def _check_enough(self, argument: str, needed: int, nodes: Sequence[int]) -> None:
+        if len(nodes) < needed:
+            raise ConfigError(
+                f"`{argument}` must be at most the number of nodes that connect "
+                f"in {self.wait_for_nodes_s:g} s, got {needed} with {len(nodes)} connected"
+            )
+
     def _await_nodes(self, grid: Grid, needed: int) -> list[int]:
         """The nodes connected once they are enough, or time is up; Flower itself would wait for ever."""
         began = said = monotonic()
@@ -316,7 +335,7 @@ class EdgeStrategy(FedAvg):
         return nodes
 
 
-def _these(nodes: list[int]) -> Grid:
+def these(nodes: Sequence[int]) -> Grid:
     """A grid for FedAvg to sample from that cannot lose a node meanwhile."""
     return cast(Grid, SimpleNamespace(get_node_ids=lambda: nodes))
 

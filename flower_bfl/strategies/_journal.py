@@ -121,12 +121,13 @@ def warn(server_round: int, left_out: Iterable[LeftOut]) -> None:
 def gradient_entries(
     server_round: int, trained: Trained, sent: Mapping[str, NDArray[np.generic]], learning_rate: float = 1.0
 ) -> Iterator[Entry]:
-    """Every device's cumulative gradient against the model that it was sent, with D_y and e_y."""
+    """Everyone's cumulative gradient against the model that it was sent, with D_y and e_y."""
     model = model_digest(server_round - 1, sent)
-    for device, reply in zip(trained.devices, trained.replies, strict=True):
-        gradient = Gradient.between(sent, reply.arrays, reply.samples, reply.steps, learning_rate)
+    for sender, reply in zip(trained.senders, trained.replies, strict=True):
+        gradient = Gradient.between(
+            sent, reply.arrays, reply.samples, reply.steps, learning_rate, reply.union
+        )
         payload = gradient.encode(server_round, model)
-        sender = Sender(Role.DEVICE, device)
         yield Entry(Kind.GRADIENT, server_round, sender, payload, signature=reply.signature)
 
 

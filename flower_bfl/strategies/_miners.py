@@ -1,5 +1,6 @@
 """Who seals a round's block."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,19 +30,36 @@ class Seal:
 
 
 def seal(
-    server_round: int, mining: Mining, trained: Trained, leader: int, transactions: int, seed: int
+    server_round: int,
+    mining: Mining,
+    servers: Mapping[int, int],
+    leader: int,
+    transactions: int,
+    seed: int,
+    hash_rates: Mapping[int, float] | None = None,
 ) -> Seal:
-    """Devices race that have a hash rate and whose keys this process has; else the leader seals for them."""
-    miners = [
-        y
-        for y, (device, reply) in enumerate(zip(trained.devices, trained.replies, strict=True))
-        if not reply.signature and mining.has_rate(device)
-    ]
-    if not miners:
+    """Devices race for the block, each for its edge server in `servers`; nobody there: the leader seals it.
+
+    Their hash rates are the given ones, or else those of `mining`; a device without one does not race.
+    """
+    known = [device for device in sorted(servers) if mining.has_rate(device)]
+    rates = dict(zip(known, mining.rates_of(known), strict=True)) if known else {}
+    if hash_rates is not None:
+        rates = {device: hash_rates[device] for device in sorted(servers) if device in hash_rates}
+    if not rates:
         return Seal(Entry(Kind.SEAL, server_round, Sender(Role.SERVER, leader), b"", leader), None)
-    devices = [trained.devices[y] for y in miners]
     rng = np.random.default_rng([seed, server_round, _STREAM])
-    result = race(mining.rates_of(devices), mining.work_hashes, transactions, rng)
-    winner = miners[result.winner]
-    sender, server = Sender(Role.DEVICE, trained.devices[winner]), int(trained.server_of[winner])
-    return Seal(Entry(Kind.SEAL, server_round, sender, b"", server), result)
+    result = race(np.array([*rates.values()]), mining.work_hashes, transactions, rng)
+    winner = [*rates][result.winner]
+    sender = Sender(Role.DEVICE, winner)
+    return Seal(Entry(Kind.SEAL, server_round, sender, b"", servers[winner]), result)
+
+
+def miners(trained: Trained) -> dict[int, int]:
+    """Devices whose keys this process has, with their edge servers."""
+    replies = zip(trained.senders, trained.replies, trained.server_of.tolist(), strict=True)
+    return {
+        sender.index: server
+        for sender, reply, server in replies
+        if sender.role is Role.DEVICE and not reply.signature
+    }

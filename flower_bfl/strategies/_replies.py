@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from flower_bfl.chain_adapter.records import DataUnion
 from flower_bfl.errors import ReplyError
 from flower_bfl.strategies._layout import Layout
 from flower_bfl.types import LeftOut
@@ -24,7 +25,7 @@ ADDRESS_KEY = "flower-bfl-address"
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """What one device trained this round."""
+    """What one device, or edge server, trained this round."""
 
     node: int  # Flower's node id, another one in every run
     reported_device: int | None  # the index that the client gives itself, if it does
@@ -34,6 +35,7 @@ class Contribution:
     signature: bytes  # of the update by a key of the device's own, 65 bytes; empty if there is none
     address: bytes  # of that key, by the device's own account, 20 bytes
     content: RecordDict  # the whole reply
+    union: DataUnion | None = None  # what an edge server trained on
 
 
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
@@ -66,9 +68,9 @@ def contribution(reply: Message, layout: Layout, weighted_by_key: str) -> Contri
     steps = _whole_number(metrics, STEPS_KEY) if STEPS_KEY in metrics else 1
     if len(reply.content.array_records) != 1:
         raise ReplyError(f"a reply must hold one ArrayRecord, got {len(reply.content.array_records)}")
-    arrays = _arrays(next(iter(reply.content.array_records.values())))
+    arrays = as_arrays(next(iter(reply.content.array_records.values())))
     layout.check(arrays)
-    signed = (_bytes(reply.content, SIGNATURE_KEY, 65), _bytes(reply.content, ADDRESS_KEY, 20))
+    signed = (signed_bytes(reply.content, SIGNATURE_KEY, 65), signed_bytes(reply.content, ADDRESS_KEY, 20))
     return Contribution(reply.metadata.src_node_id, device, samples, steps, arrays, *signed, reply.content)
 
 
@@ -111,7 +113,8 @@ def _reported_device(content: RecordDict) -> int | None:
     return None
 
 
-def _bytes(content: RecordDict, key: str, size: int) -> bytes:
+def signed_bytes(content: RecordDict, key: str, size: int) -> bytes:
+    """What a reply has under a key, if anything; raises ReplyError unless it is so many bytes."""
     for config in content.config_records.values():
         if key in config:
             value = config[key]
@@ -121,7 +124,8 @@ def _bytes(content: RecordDict, key: str, size: int) -> bytes:
     return b""
 
 
-def _arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
+def as_arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
+    """All arrays of a record; raises ReplyError if one cannot be read."""
     try:
         return {name: as_numpy(array) for name, array in record.items()}
     except Exception as error:  # whatever numpy makes of a stranger's bytes

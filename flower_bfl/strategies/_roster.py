@@ -8,6 +8,7 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
+from flower_bfl.chain_adapter.base import Role, Sender
 from flower_bfl.errors import ConfigError
 from flower_bfl.strategies._replies import Contribution
 from flower_bfl.strategies.aggregation import Floats, Integers
@@ -18,11 +19,22 @@ Association = Sequence[int] | Mapping[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """Everyone that trained this round, in the order of the device indices."""
+    """Everyone that trained this round: devices, then edge servers with offloaded data, each in order."""
 
-    devices: tuple[int, ...]
+    senders: tuple[Sender, ...]
     replies: tuple[Contribution, ...]
     server_of: Integers  # edge server of each, shape (n,)
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """Indices of the devices that trained themselves."""
+        return tuple(sender.index for sender in self.senders if sender.role is Role.DEVICE)
+
+    @property
+    def unions(self) -> dict[int, tuple[int, ...]]:
+        """Devices whose data an edge server trained on, by edge server."""
+        replies = zip(self.senders, self.replies, strict=True)
+        return {sender.index: reply.union.devices for sender, reply in replies if reply.union is not None}
 
     @property
     def samples(self) -> Floats:
@@ -42,9 +54,8 @@ class Trained:
     @property
     def signed(self) -> tuple[int, ...]:
         """Devices that signed with keys of their own."""
-        return tuple(
-            device for device, reply in zip(self.devices, self.replies, strict=True) if reply.signature
-        )
+        replies = zip(self.senders, self.replies, strict=True)
+        return tuple(sender.index for sender, reply in replies if reply.signature)
 
     def at(self, servers: Iterable[int]) -> "Trained":
         """Those of some edge servers."""
@@ -52,12 +63,20 @@ class Trained:
 
     def without(self, positions: Iterable[int]) -> "Trained":
         """All but those at some positions."""
-        return self._only(~np.isin(np.arange(len(self.devices)), list(positions)))
+        return self._only(~np.isin(np.arange(len(self.senders)), list(positions)))
+
+    def joined(self, servers: Mapping[int, Contribution]) -> "Trained":
+        """With edge servers that trained on offloaded data."""
+        return Trained(
+            self.senders + tuple(Sender(Role.SERVER, server) for server in servers),
+            self.replies + tuple(servers.values()),
+            np.concatenate([self.server_of, np.array([*servers], dtype=np.int64)]),
+        )
 
     def _only(self, chosen: NDArray[np.bool_]) -> "Trained":
         kept = np.flatnonzero(chosen)
         return Trained(
-            tuple(self.devices[k] for k in kept), tuple(self.replies[k] for k in kept), self.server_of[kept]
+            tuple(self.senders[k] for k in kept), tuple(self.replies[k] for k in kept), self.server_of[kept]
         )
 
 
@@ -75,6 +94,7 @@ class Roster:
         self._servers = servers
         self._association = association
         self._device_of: dict[int, int] = {}
+        self._homes: Mapping[int, int] = {}
         if association is not None:
             given = association.values() if isinstance(association, Mapping) else association
             for server in given:
@@ -87,10 +107,23 @@ class Roster:
         """Index of the device at a node, None before its first usable reply."""
         return self._device_of.get(node)
 
+    def name(self, node: int) -> str:
+        """The device at a node, or the node if nobody knows which device it is."""
+        return f"node {node}" if (device := self.device(node)) is None else f"device {device}"
+
+    def introduce(self, devices: Mapping[int, int]) -> None:
+        """Take in nodes that said who they are, by device, before they sent anything else."""
+        kept = {node: index for node, index in self._device_of.items() if index not in devices}
+        self._device_of = kept | {node: index for index, node in devices.items()}
+
+    def settle(self, homes: Mapping[int, int]) -> None:
+        """From now on devices without a given edge server belong to these."""
+        self._homes = homes
+
     def server(self, device: int) -> int | None:
         """Edge server of a device: the given one (None if there is none), or in turn."""
         if self._association is None:
-            return device % self._servers
+            return self._homes.get(device, device % self._servers)
         try:
             return self._association[device]
         except LookupError:
@@ -135,7 +168,8 @@ class Roster:
         reason = "`association` must name an edge server for it, got none"
         left_out += [LeftOut(f"device {device}", reason) for device in servers if device not in placed]
         replies = tuple(admitted[device] for device in placed)
-        return Trained(tuple(placed), replies, np.array([*placed.values()], dtype=np.int64)), left_out
+        senders = tuple(Sender(Role.DEVICE, device) for device in placed)
+        return Trained(senders, replies, np.array([*placed.values()], dtype=np.int64)), left_out
 
 
 def _content_order(contribution: Contribution) -> tuple[float, int, bytes]:

@@ -1,7 +1,9 @@
 """Updates that devices sign with keys of their own: asked for, checked, passed on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from flower_bfl.chain_adapter.base import Keys, Kind, Ledger, Role, Sender, digest
 from flower_bfl.chain_adapter.records import Gradient, model_digest
 from flower_bfl.errors import ConfigError
+from flower_bfl.strategies._offloading import Offloaded
 from flower_bfl.strategies._replies import Contribution
 from flower_bfl.strategies._roster import Trained
 from flower_bfl.types import LeftOut
@@ -60,44 +63,62 @@ class Signatures:
         """Those whose signature fits, or who need none, and the others."""
         if self._ledger is None:
             return trained, []
-        refused = dict(self._refuse(server_round, trained, sent, learning_rate))
+
+        def payload(reply: Contribution) -> bytes:
+            gradient = Gradient.between(sent, reply.arrays, reply.samples, reply.steps, learning_rate)
+            return gradient.encode(server_round, model_digest(server_round - 1, sent))
+
+        items = [
+            _Signed(device, Kind.GRADIENT, 0, reply.signature, reply.address, partial(payload, reply))
+            for device, reply in zip(trained.devices, trained.replies, strict=True)
+        ]
+        refused = dict(self._refuse(server_round, items))
         left_out = [LeftOut(f"device {trained.devices[y]}", reason) for y, reason in refused.items()]
         return trained.without(refused), left_out
 
-    def _refuse(
-        self,
-        server_round: int,
-        trained: Trained,
-        sent: Mapping[str, NDArray[np.generic]],
-        learning_rate: float,
-    ) -> Iterator[tuple[int, str]]:
-        signed = [bool(reply.signature) for reply in trained.replies]
+    def screen_data(self, server_round: int, sets: Mapping[int, Offloaded]) -> dict[int, str]:
+        """Devices whose data sets are not signed as they have to be, and why."""
+        if self._ledger is None:
+            return {}
+        items = [
+            _Signed(
+                device,
+                Kind.DATA,
+                one.server,
+                one.signature,
+                one.address,
+                partial(one.record.encode, server_round, one.server),
+            )
+            for device, one in sorted(sets.items())
+        ]
+        return {items[y].device: reason for y, reason in self._refuse(server_round, items)}
+
+    def _refuse(self, server_round: int, items: Sequence["_Signed"]) -> Iterator[tuple[int, str]]:
+        signed = [bool(item.signature) for item in items]
         if not (self.required or any(signed) or self._address):
-            self._unsigned.update(trained.devices)
+            self._unsigned.update(item.device for item in items)
             return  # nobody signs: no need to load Ethereum for that
         for device in self._unsigned:
             self._address.setdefault(device, self._own(Sender(Role.DEVICE, device)))
         for y in sorted(range(len(signed)), key=signed.__getitem__):  # derived keys are spoken for
-            device, reply = trained.devices[y], trained.replies[y]
-            if not reply.signature and self.required:
+            item = items[y]
+            if not item.signature and self.required:
                 yield y, "must sign its update, got none: `require_signatures` is set"
                 continue
-            if reply.signature:
-                gradient = Gradient.between(sent, reply.arrays, reply.samples, reply.steps, learning_rate)
-                payload = gradient.encode(server_round, model_digest(server_round - 1, sent))
-                address = self._signer(reply, server_round, digest(payload))
+            if item.signature:
+                address = self._signer(item, server_round)
             else:
-                address = self._own(Sender(Role.DEVICE, device))
-            known = self._address.get(device, address)
-            others = {at for other, at in self._address.items() if other != device}
-            if not address or (reply.signature and address != reply.address):
-                yield y, f"its signature must be one of this update by {_name(reply.address)}, got another"
+                address = self._own(Sender(Role.DEVICE, item.device))
+            known = self._address.get(item.device, address)
+            others = {at for other, at in self._address.items() if other != item.device}
+            if not address or (item.signature and address != item.address):
+                yield y, f"its signature must be one of this update by {_name(item.address)}, got another"
             elif address != known:
                 yield y, f"must sign with its first key, {_name(known)}, got {_name(address)}"
             elif address in others | self._reserved():
                 yield y, f"must have a key of its own, got {_name(address)} of somebody else"
             else:
-                self._address[device] = address
+                self._address[item.device] = address
 
     def _reserved(self) -> set[bytes]:
         if not self._taken:
@@ -111,14 +132,27 @@ class Signatures:
 
         return address(self._keys(sender))
 
-    def _signer(self, reply: Contribution, server_round: int, payload_digest: bytes) -> bytes:
-        """Address of who signed the update; empty if nobody can have."""
+    def _signer(self, item: "_Signed", server_round: int) -> bytes:
+        """Address of who signed the entry; empty if nobody can have."""
         from flower_bfl.chain_adapter.signing import signer  # loads Ethereum, which few runs need here
 
         assert self._domain is not None, "replies come after `request`"
         with suppress(ValueError):
-            return signer(reply.signature, self._domain, Kind.GRADIENT, server_round, 0, payload_digest)
+            name = digest(item.payload())
+            return signer(item.signature, self._domain, item.kind, server_round, item.step, name)
         return b""
+
+
+@dataclass(frozen=True)
+class _Signed:
+    """An entry that a device may have signed."""
+
+    device: int
+    kind: Kind
+    step: int
+    signature: bytes
+    address: bytes  # of whose key it is, by the device's own account
+    payload: Callable[[], bytes]
 
 
 def _name(address: bytes) -> str:

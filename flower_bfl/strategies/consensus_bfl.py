@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Unpack
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
 from numpy.typing import ArrayLike
 
 from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Ledger, Role, Sender, draw_leader
@@ -17,11 +20,23 @@ from flower_bfl.chain_adapter.records import (
     report_payload,
 )
 from flower_bfl.config import Consensus, ContractRules, LeaderRule, Mass, Mining, Outage, check_outages
+from flower_bfl.controller.base import Controller
 from flower_bfl.errors import ConfigError
-from flower_bfl.network import Graph, Mixing, MixingName, edge_graph, mixing_matrix, spectral_radius, without
-from flower_bfl.strategies._edge_strategy import EdgeStrategy, FedAvgArguments, NamedArrays, as_record
+from flower_bfl.network import (
+    Graph,
+    Mixing,
+    MixingName,
+    NetworkConfig,
+    edge_graph,
+    mixing_matrix,
+    spectral_radius,
+    without,
+)
+from flower_bfl.strategies._controlled import Controlled
+from flower_bfl.strategies._edge_strategy import EdgeStrategy, FedAvgArguments, NamedArrays, as_record, these
 from flower_bfl.strategies._journal import OPERATOR, Journal, gradient_entries
-from flower_bfl.strategies._miners import seal
+from flower_bfl.strategies._miners import Seal, miners, seal
+from flower_bfl.strategies._replies import Contribution
 from flower_bfl.strategies._roster import NOBODY, Association, Trained
 from flower_bfl.strategies.aggregation import (
     Floats,
@@ -67,6 +82,12 @@ class ConsensusBFL(EdgeStrategy):
     seed : of the random graph, of the mining race and of derived keys.
     run_folder : a folder for rounds.jsonl and model.safetensors, or None.
     outages : edge servers and links that fail in given rounds, for what-if runs.
+    controller : decides before each round who offloads its data where, with how much power, bandwidth, CPU
+        and hash rate, see docs/offloading.md; None: every device trains itself.
+    network : the edge network that the controller decides in, with at least as many devices as there are;
+        None: the controller's own.
+    most_offloaded_bytes : the largest data set that a device may offload.
+    exchange_timeout_s : how long nodes have to report before a round, and then to send their data.
     wait_for_nodes_s : how long to wait for the nodes that FedAvg's arguments ask for.
 
     Raises ConfigError for an argument that breaks a rule, RunFolderError for an unwritable folder, and
@@ -92,6 +113,10 @@ class ConsensusBFL(EdgeStrategy):
         seed: int = 0,
         run_folder: Path | str | None = None,
         outages: Iterable[Outage] = (),
+        controller: Controller | None = None,
+        network: NetworkConfig | None = None,
+        most_offloaded_bytes: int = 2**28,
+        exchange_timeout_s: float = 60.0,
         wait_for_nodes_s: float = 300.0,
         **fedavg: Unpack[FedAvgArguments],
     ) -> None:
@@ -106,6 +131,13 @@ class ConsensusBFL(EdgeStrategy):
             raise ConfigError("`leader` must not be 'reputation' without `ledger` and `mining`")
         self.mining = mining
         self.seed = seed
+        self._controlled = None
+        if controller is not None:
+            self._controlled = Controlled(
+                controller, network, edge_servers, most_offloaded_bytes, exchange_timeout_s, seed
+            )
+        elif network is not None:
+            raise ConfigError("`network` needs a `controller`, got none")
         super().__init__(
             edge_servers=edge_servers,
             association=association,
@@ -149,14 +181,15 @@ class ConsensusBFL(EdgeStrategy):
             "consensus-bound": agreement.bound,
             "left-out": len(left_out),
         }
-        metrics = self._metrics(trained, own)
+        metrics = self._metrics(trained, own | self._decided())
         report = RoundReport(
             round=server_round,
-            devices=len(trained.devices),
+            devices=len(trained.devices) + sum(map(len, trained.unions.values())),
             samples=float(trained.samples.sum()),
             left_out=tuple(left_out),
             down=tuple(map(str, down)),
             server_devices=tuple(trained.at([server]).devices for server in range(self.edge_servers)),
+            server_data=tuple(trained.unions.get(server, ()) for server in range(self.edge_servers)),
             leader=leader,
             p2p_rounds=len(mixings),
             spectral_radius=spectral_radius(self.mixing),
@@ -166,11 +199,77 @@ class ConsensusBFL(EdgeStrategy):
             signed_devices=trained.signed,
             train=dict(metrics),
         )
-        recorded = len(trained.devices) + len(mixings) * self.edge_servers
+        recorded = len(self._data(server_round)) + len(trained.senders) + len(mixings) * self.edge_servers
         report, closing = self._closing(report, trained, down, published, recorded)
-        phases = self._phases(server_round, self._model, trained, agreement.states, down, closing)
+        phases = self._phases(
+            server_round, self._model, trained, self._data(server_round), agreement.states, down, closing
+        )
         self._close_round(report, published.payload, phases)
         return as_record(model), metrics
+
+    # -- with a controller: who takes part, and with whose data -------------------------------------------
+
+    def _gather(self, server_round: int, grid: Grid) -> list[int]:
+        nodes = super()._gather(server_round, grid)
+        if self._controlled is None:
+            return nodes
+        if not self._controlled.called:
+            nodes = self._await_nodes(grid, self._controlled.expected)
+        wanted = {"min_available_nodes": self.min_available_nodes, "min_train_nodes": self.min_train_nodes}
+        argument, needed = max(wanted.items(), key=lambda item: item[1])
+        until = monotonic() + self.wait_for_nodes_s
+        while len(devices := self._controlled.call(server_round, nodes, grid, self._roster)) < needed:
+            if monotonic() > until:
+                break
+            sleep(1)
+            nodes = list(grid.get_node_ids())
+        self._check_enough(argument, needed, devices)
+        return devices
+
+    def _address(self, server_round: int, messages: list[Message], grid: Grid) -> list[Message]:
+        if self._controlled is None or not messages:
+            return messages
+        return self._controlled.open(
+            server_round, messages, self.configrecord_key, grid, self._roster, self._signatures.screen_data
+        )
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """FedAvg's sample of nodes, among devices only."""
+        if self._controlled is not None:
+            grid = these(self._controlled.devices_of(grid))
+        return super().configure_evaluate(server_round, arrays, config, grid)
+
+    def _without(self, sender: Sender, reason: str) -> list[LeftOut]:
+        if sender.role is Role.DEVICE or self._controlled is None:
+            return super()._without(sender, reason)
+        left_out = [LeftOut(f"edge server {sender.index}", reason)]
+        return left_out + self._controlled.data_lost(sender.index)
+
+    def _data(self, server_round: int) -> list[Entry]:
+        return [] if self._controlled is None else self._controlled.field.entries(server_round)
+
+    def _decided(self) -> dict[str, float]:
+        """The controller's part of the round's metrics."""
+        if self._controlled is None or (plan := self._controlled.field.plan) is None:
+            return {}
+        return {
+            "offloaded": len(self._controlled.field.sets),
+            "kept-local": len(self._controlled.field.kept_local),
+            "latency-s": float(plan.price.total_s),
+            "simulated-seconds": self._controlled.clock_s,
+            "controller-fallback": int(bool(plan.fallback)),
+        }
+
+    def _race(self, trained: Trained, leader: int, server_round: int, size: int) -> Seal:
+        assert self.mining is not None
+        rates, who = None, miners(trained)
+        if self._controlled is not None:
+            plan = self._controlled.field.plan
+            rates = {} if plan is None else plan.hash_rates
+            who |= self._controlled.field.miners()
+        return seal(server_round, self.mining, who, leader, size, self.seed, rates)
 
     # -- the steps' details -------------------------------------------------------------------------------
 
@@ -178,10 +277,17 @@ class ConsensusBFL(EdgeStrategy):
         return [outage for outage in self.outages if outage.round == server_round]
 
     def _receive(self, server_round: int, replies: Iterable[Message]) -> tuple[Trained, list[LeftOut]]:
+        pooled: dict[int, Contribution] = {}
+        lost: list[LeftOut] = []
+        if self._controlled is not None:
+            replies, pooled, lost = self._controlled.receive(replies, self._contribution)
         trained, left_out = super()._receive(server_round, replies)
+        trained, left_out = trained.joined(pooled), left_out + lost
         dead = _servers_down(self._down(server_round), 0)
         cut_off = [
-            LeftOut(f"device {device}", "its edge server is down") for device in trained.at(dead).devices
+            lost
+            for sender in trained.at(dead).senders
+            for lost in self._without(sender, "its edge server is down")
         ]
         return trained.at(set(range(self.edge_servers)) - dead), left_out + cut_off
 
@@ -235,8 +341,9 @@ class ConsensusBFL(EdgeStrategy):
             round=server_round, left_out=tuple(left_out), down=tuple(map(str, down)), leader=leader
         )
         report, closing = self._closing(report, NOBODY, down, published, 0)
-        self._close_round(report, published.payload, [closing])
-        return None, MetricRecord({"left-out": len(left_out)})
+        phases = [phase for phase in (self._data(server_round), closing) if phase]
+        self._close_round(report, published.payload, phases)
+        return None, MetricRecord({"left-out": len(left_out), **self._decided()})
 
     def _closing(
         self,
@@ -247,6 +354,8 @@ class ConsensusBFL(EdgeStrategy):
         recorded: int,
     ) -> tuple[RoundReport, list[Entry]]:
         """The round's last phase: what went wrong, the model, the miner's seal; `recorded` came before it."""
+        if self._controlled is not None:
+            report = self._controlled.field.noted(report, self._controlled.clock_s)
         closing = [published]
         if report.left_out or down:
             payload = report_payload(report.round, report.left_out, down)
@@ -255,7 +364,7 @@ class ConsensusBFL(EdgeStrategy):
             return report, closing
         assert report.leader is not None
         size = recorded + len(closing)
-        won = seal(report.round, self.mining, trained, report.leader, size, self.seed)
+        won = self._race(trained, report.leader, report.round, size)
         self._last_miners_server = won.entry.step
         return won.noted(report), [*closing, won.entry]
 
@@ -264,12 +373,14 @@ class ConsensusBFL(EdgeStrategy):
         server_round: int,
         sent: NamedArrays,
         trained: Trained,
+        data: Sequence[Entry],
         states: Vector | None,
         down: Sequence[Outage],
         closing: list[Entry],
     ) -> Iterator[Iterable[Entry]]:
         """The round's entries; read in the recorder's thread, so that encoding overlaps with training too."""
-        yield gradient_entries(server_round, trained, sent, self.consensus.learning_rate)
+        gradients = gradient_entries(server_round, trained, sent, self.consensus.learning_rate)
+        yield chain(data, gradients)
         for step, held in enumerate(states if states is not None else ()):
             up = sorted(set(range(self.edge_servers)) - _servers_down(down, max(step - 1, 0)))
             yield self._consensus_entries(server_round, step, held, up, trained)
@@ -280,8 +391,8 @@ class ConsensusBFL(EdgeStrategy):
     ) -> Iterator[Entry]:
         """x_m^(l) of the edge servers that are up, states: (m, p)."""
         for server in servers:
-            state, devices = self.layout.arrays(states[server]), trained.at([server]).devices
-            payload = consensus_payload(server_round, step, server, state, devices)
+            state, members = self.layout.arrays(states[server]), trained.at([server]).senders
+            payload = consensus_payload(server_round, step, server, state, members)
             yield Entry(Kind.CONSENSUS, server_round, Sender(Role.SERVER, server), payload, step)
 
     def _opening(self) -> list[Entry]:
@@ -308,7 +419,7 @@ class ConsensusBFL(EdgeStrategy):
             "Consensus": f"{self.consensus.p2p_rounds} steps, λ = {spectral_radius(self.mixing):.3f}, "
             f"mass {self.consensus.mass}, leader {self.consensus.leader}",
             "Ledger": self._journal.describe(),
-        }
+        } | ({} if self._controlled is None else {"Controller": self._controlled.name})
 
 
 def _model_entry(server_round: int, leader: int, passed: int, model: NamedArrays) -> Entry:

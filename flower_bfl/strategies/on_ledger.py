@@ -18,7 +18,7 @@ from flower_bfl.config import ContractRules, Mining
 from flower_bfl.errors import ConfigError
 from flower_bfl.strategies._journal import OPERATOR, EvaluateFunction, Journal, gradient_entries, logger
 from flower_bfl.strategies._layout import Layout
-from flower_bfl.strategies._miners import seal
+from flower_bfl.strategies._miners import miners, seal
 from flower_bfl.strategies._replies import as_numpy, contribution, screen
 from flower_bfl.strategies._roster import Roster, Trained
 from flower_bfl.strategies._signatures import Signatures
@@ -201,7 +201,7 @@ class OnLedger(Strategy):
             closing.insert(0, Entry(Kind.REPORT, k, OPERATOR, report_payload(k, report.left_out, ())))
         if self.mining is not None:
             size = len(trained.devices) + len(closing)
-            won = seal(k, self.mining, trained, _SERVER, size, self.seed)
+            won = seal(k, self.mining, miners(trained), _SERVER, size, self.seed)
             report = won.noted(report)
             closing.append(won.entry)
         gradients = gradient_entries(k, trained, self._model)

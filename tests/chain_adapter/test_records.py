@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from flower_bfl.chain_adapter import decode, encode
+from flower_bfl.chain_adapter import Role, Sender, decode, encode
 from flower_bfl.chain_adapter.records import (
     Gradient,
     RunRules,
@@ -46,9 +46,11 @@ def test_gradients(values, samples, steps, server_round):
 
 @given(arrays, rounds, st.integers(0, 9), st.integers(0, 9), st.lists(st.integers(0, 2**31)))
 def test_consensus_states(values, server_round, step, server, devices):
-    found, named = read_consensus(consensus_payload(server_round, step, server, values, devices))
-    same(found, values)
-    assert named == (devices if step == 0 else [])
+    for own in ([], [Sender(Role.SERVER, server)]):
+        members = [Sender(Role.DEVICE, device) for device in devices] + own
+        found, named = read_consensus(consensus_payload(server_round, step, server, values, members))
+        same(found, values)
+        assert named == (members if step == 0 else [])
 
 
 outages = st.one_of(

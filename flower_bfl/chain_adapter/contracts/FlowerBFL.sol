@@ -3,7 +3,7 @@ pragma solidity 0.8.30;
 
 /// @title The record of one federated-learning run.
 /// @notice Keeps digests and says who may submit what, and when; payloads stay in calldata or in a payload store.
-/// Round k is open while `height` is k: gradients, consensus states and votes come first, then the leader proposes
+/// Round k is open while `height` is k: data, gradients, consensus states and votes come first, then the leader proposes
 /// the global model, then a miner seals it. Sealed models form a chain of BFL blocks:
 /// hash = SHA-256(previous hash, timestamp, miner, nonce, digest of the model), with `difficulty` leading zero bits.
 /// @dev Digests are SHA-256: the precompile computes them, and `sha256sum` checks a payload file by hand.
@@ -19,6 +19,7 @@ contract FlowerBFL {
     uint8 private constant GRADIENT = 2;
     uint8 private constant CONSENSUS = 3;
     uint8 private constant VOTE = 5;
+    uint8 private constant DATA = 7;
 
     /// @dev Leader rules.
     uint8 private constant ANY = 0;
@@ -187,9 +188,10 @@ contract FlowerBFL {
     }
 
     /// @notice Record the digest of an entry of the open round: once per kind, round, step and sender.
-    /// @param kind RULES and REPORT are the operator's, GRADIENT a device's or server's, CONSENSUS and VOTE a server's
+    /// @param kind RULES and REPORT are the operator's, GRADIENT a device's or server's, DATA a device's,
+    /// CONSENSUS and VOTE a server's
     /// @param round the open round
-    /// @param step consensus step; of a vote, the accused server
+    /// @param step consensus step; of a vote, the accused server; of data, the server that they went to
     /// @param digest SHA-256 of the payload
     /// @param payload the payload, or nothing if it is kept elsewhere
     function submit(uint8 kind, uint32 round, uint16 step, bytes32 digest, bytes calldata payload) external {
@@ -303,7 +305,7 @@ contract FlowerBFL {
     ) private {
         Account storage sender = accounts[from];
         if (!sender.registered) revert NotRegistered();
-        if (kind > CONSENSUS && kind != VOTE) revert WrongKind();
+        if (kind > CONSENSUS && kind != VOTE && kind != DATA) revert WrongKind();
         if (!_allowed(kind, sender.role)) revert WrongRole();
         if (round != height) revert WrongRound(height, round);
         if (round < sender.quarantinedUntil) revert ServerQuarantined(sender.quarantinedUntil);
@@ -346,6 +348,7 @@ contract FlowerBFL {
 
     function _allowed(uint8 kind, uint8 role) private pure returns (bool) {
         if (kind == GRADIENT) return role != OPERATOR;
+        if (kind == DATA) return role == DEVICE;
         return role == (kind == CONSENSUS || kind == VOTE ? SERVER : OPERATOR);
     }
 

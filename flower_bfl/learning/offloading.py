@@ -1,0 +1,146 @@
+"""A ClientApp whose devices may send their data to an edge server, and which edge servers can run.
+
+What goes between server and clients is written down in docs/offloading.md.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+
+from flower_bfl.errors import ReplyError
+from flower_bfl.types import DeviceReport
+
+Data = Mapping[str, NDArray[np.generic]]
+"""Samples as named arrays, one sample a row of each."""
+
+DataSource = Callable[[Context], Data]
+Reporting = Callable[[Context], DeviceReport]
+TrainFunction = Callable[[Message, Context, Data], Message]
+
+_DATA = "flower-bfl-data"
+_REPORT = "flower-bfl"
+
+
+def offloadable(
+    app: ClientApp, data: DataSource, *, report: Reporting | None = None
+) -> Callable[[TrainFunction], TrainFunction]:
+    """In place of ``@app.train()``: the function gets the data to train on as its third argument.
+
+    ::
+
+        @offloadable(app, my_samples)
+        def train(message: Message, context: Context, data: Data) -> Message: ...
+
+    On a device these are its own, on an edge server those that devices sent to it. Data leave a device only
+    if the server's controller decides so, and the device does not say that they may not.
+
+    Parameters
+    ----------
+    app
+        the ClientApp, which runs on devices and on edge servers.
+    data
+        a device's samples by its context, called anew each round: data may come and go. It is not called on
+        edge servers.
+    report
+        what the device says of itself, see `DeviceReport`; called before each round. Whatever it says, a
+        device whose node config has ``may-offload=false`` keeps its data.
+
+    Who is what: a node is an edge server if its node config has ``role="edge-server"``, with its number in
+    ``index``, and a device if it has ``role="device"``. Without a role, the last M partitions are the edge
+    servers. A device's index is its ``index`` or else its ``partition-id``.
+    """
+
+    def said(context: Context) -> DeviceReport:
+        own = DeviceReport() if report is None else report(context)
+        return replace(
+            own, may_offload=own.may_offload and bool(context.node_config.get("may-offload", True))
+        )
+
+    def register(train: TrainFunction) -> TrainFunction:
+        @app.query("report")
+        def on_report(message: Message, context: Context) -> Message:
+            role, index = identity(context, _number(message, "edge-servers"))
+            if role == "edge-server":
+                return _reply(message, ConfigRecord({"role": role, "index": index}))
+            samples = _checked(data(context))
+            told = said(context)
+            record = ConfigRecord({"role": role, "index": index, "may-offload": told.may_offload})
+            record["num-examples"] = _length(samples)
+            record["data-bytes"] = sum(array.nbytes for array in samples.values())
+            for name in ("work_cycles", "cpu_hz", "energy_slack_j"):
+                if (value := getattr(told, name)) is not None:
+                    record[name.replace("_", "-")] = float(value)
+            if told.gain_db is not None:
+                record["gain-db"] = [float(gain) for gain in told.gain_db]
+            return _reply(message, record)
+
+        @app.query("offload")
+        def on_offload(message: Message, context: Context) -> Message:
+            if not said(context).may_offload:
+                raise ReplyError("this device's data must stay where they are")
+            samples = _checked(data(context))
+            size, most = sum(array.nbytes for array in samples.values()), _number(message, "most-bytes")
+            if size > most:
+                raise ReplyError(f"a data set must have at most {most} bytes to be offloaded, got {size}")
+            arrays = ArrayRecord(
+                {name: Array(np.ascontiguousarray(array)) for name, array in samples.items()}
+            )
+            return Message(RecordDict({_DATA: arrays}), reply_to=message)
+
+        @app.train("edge")
+        def on_edge(message: Message, context: Context) -> Message:
+            record = message.content.array_records[_DATA]
+            union = {name: array.numpy() for name, array in record.items()}
+            del message.content[_DATA]  # so that the message is as any other
+            return train(message, context, union)
+
+        @app.train()
+        def on_train(message: Message, context: Context) -> Message:
+            return train(message, context, data(context))
+
+        return train
+
+    return register
+
+
+def identity(context: Context, edge_servers: int) -> tuple[str, int]:
+    """Role ("device" or "edge-server") and index of the node that runs this."""
+    config = context.node_config
+    role, index = config.get("role"), config.get("index", config.get("partition-id"))
+    if role is None and "partition-id" in config:
+        place = int(config["partition-id"])
+        devices = int(config.get("num-partitions", place + 1)) - edge_servers
+        return ("device", place) if place < devices else ("edge-server", place - devices)
+    if role not in ("device", "edge-server") or index is None or isinstance(index, bool | float | bytes):
+        raise ReplyError(
+            "a node config must have a `role`, 'device' or 'edge-server', and an `index` or `partition-id`, "
+            f"got {config}"
+        )
+    return str(role), int(index)
+
+
+def _reply(message: Message, record: ConfigRecord) -> Message:
+    return Message(RecordDict({_REPORT: record}), reply_to=message)
+
+
+def _number(message: Message, name: str) -> int:
+    value = message.content.config_records["config"][name]
+    if not isinstance(value, int):
+        raise ReplyError(f"a message must have the whole number {name!r}, got {value!r}")
+    return value
+
+
+def _checked(data: Data) -> dict[str, NDArray[np.generic]]:
+    arrays = {name: np.asarray(array) for name, array in data.items()}
+    lengths = {name: len(array) if array.ndim else None for name, array in arrays.items()}
+    if not arrays or len({*lengths.values()}) > 1 or None in lengths.values():
+        raise ReplyError(f"`data` must be arrays with a row for each sample, got as many rows as {lengths}")
+    return arrays
+
+
+def _length(data: Data) -> int:
+    return len(next(iter(data.values())))
