@@ -17,8 +17,8 @@ from flower_bfl.types import DeviceReport
 Data = Mapping[str, NDArray[np.generic]]
 """Samples as named arrays, one sample a row of each."""
 
-DataSource = Callable[[Context], Data]
-Reporting = Callable[[Context], DeviceReport]
+DataSource = Callable[[Message, Context], Data]
+Reporting = Callable[[Message, Context], DeviceReport]
 TrainFunction = Callable[[Message, Context, Data], Message]
 
 _DATA = "flower-bfl-data"
@@ -43,8 +43,7 @@ def offloadable(
     app
         the ClientApp, which runs on devices and on edge servers.
     data
-        a device's samples by its context, called anew each round: data may come and go. It is not called on
-        edge servers.
+        a device's samples; called for each message, for data may come and go. It is not called on edge servers.
     report
         what the device says of itself, see `DeviceReport`; called before each round. Whatever it says, a
         device whose node config has ``may-offload=false`` keeps its data.
@@ -54,8 +53,8 @@ def offloadable(
     servers. A device's index is its ``index`` or else its ``partition-id``.
     """
 
-    def said(context: Context) -> DeviceReport:
-        own = DeviceReport() if report is None else report(context)
+    def said(message: Message, context: Context) -> DeviceReport:
+        own = DeviceReport() if report is None else report(message, context)
         return replace(
             own, may_offload=own.may_offload and bool(context.node_config.get("may-offload", True))
         )
@@ -66,8 +65,8 @@ def offloadable(
             role, index = identity(context, _number(message, "edge-servers"))
             if role == "edge-server":
                 return _reply(message, ConfigRecord({"role": role, "index": index}))
-            samples = _checked(data(context))
-            told = said(context)
+            samples = _checked(data(message, context))
+            told = said(message, context)
             record = ConfigRecord({"role": role, "index": index, "may-offload": told.may_offload})
             record["num-examples"] = _length(samples)
             record["data-bytes"] = sum(array.nbytes for array in samples.values())
@@ -80,9 +79,9 @@ def offloadable(
 
         @app.query("offload")
         def on_offload(message: Message, context: Context) -> Message:
-            if not said(context).may_offload:
+            if not said(message, context).may_offload:
                 raise ReplyError("this device's data must stay where they are")
-            samples = _checked(data(context))
+            samples = _checked(data(message, context))
             size, most = sum(array.nbytes for array in samples.values()), _number(message, "most-bytes")
             if size > most:
                 raise ReplyError(f"a data set must have at most {most} bytes to be offloaded, got {size}")
@@ -100,7 +99,7 @@ def offloadable(
 
         @app.train()
         def on_train(message: Message, context: Context) -> Message:
-            return train(message, context, data(context))
+            return train(message, context, data(message, context))
 
         return train
 

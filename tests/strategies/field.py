@@ -98,7 +98,7 @@ def gradient_descent(
 
 
 def least_squares_app(
-    data: Callable[[Context], Data], *, edge_steps: int = 7, mods: list | None = None, **offloading
+    data: Callable[[Message, Context], Data], *, edge_steps: int = 7, mods: list | None = None, **offloading
 ) -> ClientApp:
     """An app whose devices and edge servers fit a line, with step counts of their own."""
     app = ClientApp(mods=mods)
@@ -117,7 +117,7 @@ def least_squares_app(
     return app
 
 
-def own_points(context: Context) -> dict[str, np.ndarray]:
+def own_points(message: Message, context: Context) -> dict[str, np.ndarray]:
     """Samples of the device with this context."""
     return points(int(context.node_config["partition-id"]))
 
