@@ -67,35 +67,45 @@ def run(
     nodes: Annotated[
         int | None,
         typer.Option(
-            help=f"Simulated devices (default: the `devices` of the app, else {_DEFAULT_NODES}).",
+            help="Simulated nodes (default: the app's `devices` and `edge-server-nodes`, "
+            f"else {_DEFAULT_NODES}).",
             show_default=False,
         ),
     ] = None,
     run_folder: Annotated[
         Path | None,
-        typer.Option(help="Where the app writes (default: runs/<app>-<time>).", show_default=False),
+        typer.Option(
+            help="Where the app writes, if it has the setting `run-folder` (default: runs/<app>-<time>).",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Simulate the Flower app in the folder APP, in a private SuperLink that ends with the run.
 
-    The app gets the run folder's absolute path as its setting `run-folder`.
+    An app that declares a setting `run-folder` gets the folder's absolute path as its value, one that
+    declares `devices` the number of nodes, less its `edge-server-nodes`.
     """
     from flower_bfl._flwr_run import declared_config, run_app
 
     defaults = declared_config(app)
     settings = _parse_run_config(run_config or [])
+    servers = _count(settings.get("edge-server-nodes", defaults.get("edge-server-nodes")), 0)
     if nodes is None:
-        devices = settings.get("devices", defaults.get("devices", _DEFAULT_NODES))
-        nodes = devices if isinstance(devices, int) else _DEFAULT_NODES
+        nodes = _count(settings.get("devices", defaults.get("devices")), _DEFAULT_NODES) + servers
     elif "devices" in defaults:
-        settings.setdefault("devices", nodes)
-    folder = run_folder or _run_folder_for(app)
-    settings["run-folder"] = str(folder.expanduser().absolute())
+        settings.setdefault("devices", nodes - servers)
+    folder = (run_folder or _run_folder_for(app)).expanduser().absolute()
+    if run_folder is not None or "run-folder" in defaults:
+        settings["run-folder"] = str(folder)
     code = run_app(app, settings, nodes=nodes)
-    _print_run_folder(folder.expanduser().absolute())
+    _print_run_folder(folder)
     if code:
         typer.secho("The run failed; its log is above.", fg=typer.colors.RED, err=True)
         raise typer.Exit(code)
+
+
+def _count(value: object, default: int) -> int:
+    return value if isinstance(value, int) else default
 
 
 _RunFolder = Annotated[

@@ -43,7 +43,7 @@ def offloadable(
     app
         the ClientApp, which runs on devices and on edge servers.
     data
-        a device's samples; called for each message, for data may come and go. It is not called on edge servers.
+        a device's samples; called for each message, for data may come and go. Not called on edge servers.
     report
         what the device says of itself, see `DeviceReport`; called before each round. Whatever it says, a
         device whose node config has ``may-offload=false`` keeps its data.
