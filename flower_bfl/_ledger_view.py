@@ -334,6 +334,7 @@ def print_audit(report: AuditReport, *, as_json: bool) -> None:
         "transactions": checked.transactions,
         "signatures": checked.signatures,
         "gradients": checked.gradients,
+        "data sets": checked.data_sets,
         "consensus states": checked.consensus_states,
         "models": checked.models,
         "of these recomputed": checked.models_recomputed,

@@ -7,22 +7,36 @@ import shutil
 import sqlite3
 import sys
 import tracemalloc
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from coincurve import PrivateKey
-from eth_hash.auto import keccak
+from false_entries import (
+    Place,
+    Replayed,
+    also,
+    assert_names,
+    changing,
+    gone,
+    junk,
+    mutations,
+    name_of,
+    not_finite,
+    nudged,
+    place_of,
+    with_arrays,
+    with_fields,
+    with_metadata,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_run import KEYS, LINE, OPERATOR, Change, Toy, device, own_key, server
 from trie.hexary import HexaryTrie
 
-from flower_bfl.audit import AuditReport, Finding, audit
-from flower_bfl.chain_adapter import Entry, EvmLedger, Kind, PayloadStore, Sender, decode, digest, encode
+from flower_bfl.audit import Finding, audit
+from flower_bfl.chain_adapter import Entry, EvmLedger, Kind, PayloadStore, decode, digest
 from flower_bfl.chain_adapter import _contract as contract_calls
 from flower_bfl.chain_adapter import pyevm as pyevm_module
 from flower_bfl.chain_adapter._accounts import Account, read_transaction
@@ -37,24 +51,6 @@ from flower_bfl.errors import LedgerError, PayloadError, RunFolderError
 sys.path.insert(0, str(Path(__file__).parent / "strategies"))  # for `federation`
 
 CUT = Outage(2, link=(0, 1), step=1)
-
-
-def name_of(sender: Sender, key: bytes | None = None) -> str:
-    """Role, index and address, worked out from the key."""
-    public = PrivateKey(key or KEYS(sender)).public_key.format(compressed=False)
-    return f"{sender} (0x{keccak(public[1:])[12:].hex()})"
-
-
-def place_of(folder: Path, kind: Kind, server_round: int, sender: Sender, step: int) -> tuple[int, int]:
-    """Block and transaction of an entry; there must be one."""
-    store = PayloadStore(folder / "chain" / "payloads")
-    (place,) = [
-        (at.block, at.transaction)
-        for at in EvmLedger(folder / "chain", store=store, read_only=True).recorded()
-        if (at.entry.kind, at.entry.round, at.entry.sender, at.entry.step)
-        == (kind, server_round, sender, step)
-    ]
-    return place
 
 
 # -- runs that follow ----------------------------------------------------------------------------------------
@@ -194,49 +190,8 @@ def test_of_a_wrapped_strategy_it_says_that_models_are_not_recomputed(tmp_path):
 # -- false entries by somebody who has all the keys ----------------------------------------------------------
 
 
-def changing(kind: Kind, server_round: int, sender: Sender, step: int, new: Change) -> Change:
-    """Record something else in place of one entry."""
-    wanted = (kind, server_round, sender, step)
-
-    def change(entry: Entry) -> Entry | list[Entry]:
-        return new(entry) if (entry.kind, entry.round, entry.sender, entry.step) == wanted else entry
-
-    return change
-
-
-def with_arrays(entry: Entry, change) -> Entry:
-    arrays, metadata = decode(entry.payload)
-    return replace(entry, payload=encode({n: np.array(a) for n, a in change(arrays).items()}, metadata))
-
-
-def with_metadata(**values: str):
-    def change(entry: Entry) -> Entry:
-        arrays, metadata = decode(entry.payload)
-        new = {name.replace("_", "-"): value for name, value in values.items()}
-        return replace(entry, payload=encode(arrays, metadata | new))
-
-    return change
-
-
-def nudged(entry: Entry) -> Entry:
-    """The smallest change there is, to one value."""
-    return with_arrays(entry, lambda arrays: arrays | {"b": np.nextafter(arrays["b"], np.float32(9))})
-
-
 def without_b(entry: Entry) -> Entry:
     return with_arrays(entry, lambda arrays: {n: a for n, a in arrays.items() if n != "b"})
-
-
-def not_finite(entry: Entry) -> Entry:
-    return with_arrays(entry, lambda arrays: arrays | {"b": arrays["b"] * np.float32(np.inf)})
-
-
-def junk(entry: Entry) -> Entry:
-    return replace(entry, payload=b"junk")
-
-
-def gone(_entry: Entry) -> list[Entry]:
-    return []
 
 
 def in_double(entry: Entry) -> Entry:
@@ -247,22 +202,12 @@ def reporting(*outages: Outage):
     return lambda entry: replace(entry, payload=report_payload(entry.round, [], outages))
 
 
-def with_fields(**fields):
-    return lambda entry: replace(entry, **fields)
-
-
-def also(**fields):
-    return lambda entry: [entry, replace(entry, **fields)]
-
-
 def rules_with(mixing: np.ndarray = LINE, **consensus):
     """RULES that are not those of the run, which is Toy()'s."""
     said = {"edge_servers": 3, "p2p_rounds": 2, "learning_rate": 0.5} | consensus
     payload = RunRules("Toy", Consensus(**said), mixing).encode()
     return lambda entry: replace(entry, payload=payload)
 
-
-Place = tuple[Kind, int, Sender, int]
 
 GRADIENT = (Kind.GRADIENT, 2, device(3), 0)  # of edge server 0
 STATE_0 = (Kind.CONSENSUS, 2, server(0), 0)
@@ -333,16 +278,6 @@ FALSE_ENTRIES: dict[str, tuple[Place, Change, Place, str]] = {
     "rules that say more": (RULES, with_metadata(momentum="0.9"), RULES, "nothing else"),
     "rules that are none": (RULES, junk, RULES, "must be in its format"),
 }  # fmt: skip
-
-
-def assert_names(report: AuditReport, folder: Path, place: Place, rule: str) -> None:
-    finding = report.finding
-    assert finding is not None
-    assert rule in finding.rule
-    assert (finding.block, finding.transaction) == place_of(folder, place[0], place[1], place[2], place[3])
-    assert finding.account == name_of(place[2])
-    assert finding.expected != finding.found
-    assert report.verdict == "something does not follow from what was signed"
 
 
 @pytest.mark.parametrize("what", FALSE_ENTRIES)
@@ -513,6 +448,14 @@ REFUSED: dict[str, tuple[Place, Change, Place, str]] = {
         LAST_STATE, also(sender=device(2)), (Kind.CONSENSUS, 2, device(2), 2), "WrongRole",
     ),
     "the same again": (LAST_STATE, also(payload=b"other"), LAST_STATE, "AlreadySubmitted"),
+    "a server's data": (
+        GRADIENT, lambda e: [Entry(Kind.DATA, 2, server(0), b"data"), e], (Kind.DATA, 2, server(0), 0),
+        "WrongRole",
+    ),
+    "data twice": (
+        GRADIENT, lambda e: [*(Entry(Kind.DATA, 2, device(4), payload, 1) for payload in (b"a", b"b")), e],
+        (Kind.DATA, 2, device(4), 1), "AlreadySubmitted",
+    ),
     "rules again": (
         (Kind.SEAL, 2, device(2), 2), lambda e: [Entry(Kind.RULES, 2, OPERATOR, b"new"), e],
         (Kind.RULES, 2, OPERATOR, 0), "AlreadySubmitted",
@@ -819,61 +762,11 @@ def test_a_trie_that_holds_anything_but_a_list_is_refused(keys):
         read_values(nodes, trie.root_hash)
 
 
-class Replayed:
-    """A ledger of entries that nothing has checked."""
-
-    block_number = 99
-
-    def __init__(self, rules: ContractRules, entries: list[Recorded]) -> None:
-        self.rules, self._entries = rules, entries
-
-    def recorded(self) -> Iterator[Recorded]:
-        yield from self._entries
-
-
 @pytest.fixture(scope="module")
 def entries(tmp_path_factory: pytest.TempPathFactory) -> tuple[ContractRules, list[Recorded]]:
     folder = tmp_path_factory.mktemp("run")
     toy = Toy(outages=(CUT,)).record(folder)
     return toy.ledger.rules, list(toy.ledger.recorded())
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
-NAMES = ["round", "devices", "num-examples", "num-steps", "report", "mixing", "w", "dtype", "shape", "down"]
-
-
-@st.composite
-def mutations(draw: st.DrawFn, payload: bytes) -> bytes:
-    """Another payload in place of one: other bytes, another header, other metadata."""
-    size = int.from_bytes(payload[:8], "little")
-    how = draw(st.sampled_from(["byte", "header", "field", "metadata"]))
-    if how == "byte" or size == 0:
-        place = draw(st.integers(0, max(len(payload) - 1, 0)))
-        return payload[:place] + bytes([draw(st.integers(0, 255))]) + payload[place + 1 :]
-    header = json.loads(payload[8 : 8 + size])
-    if how == "header":
-        header = draw(json_values)
-    elif how == "field":
-        name = draw(st.sampled_from(sorted(header)))
-        if name != "__metadata__":
-            field = draw(st.sampled_from(["dtype", "shape", "data_offsets"]))
-            header[name][field] = draw(json_values | st.lists(st.integers(-(2**70), 2**70), max_size=3))
-    else:
-        said = header.setdefault("__metadata__", {})
-        name = draw(st.sampled_from(sorted({*said, *NAMES})))
-        report = st.fixed_dictionaries(
-            {"left_out": json_values, "down": st.lists(st.fixed_dictionaries({
-                "round": st.just(2) | json_values, "server": json_values, "link": json_values,
-                "step": json_values})) | json_values})  # fmt: skip
-        said[name] = draw(st.text(max_size=12) | st.integers().map(str) | report.map(json.dumps))
-        header["__metadata__"] = dict(sorted(said.items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode(errors="surrogatepass")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + payload[8 + size :]
 
 
 @settings(max_examples=400, deadline=None)

@@ -18,7 +18,8 @@ from flower_bfl.chain_adapter._accounts import read_transaction
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    return Toy(rounds=3, own_keys=(1,), payloads="auto").record(tmp_path_factory.mktemp("run"))
+    toy = Toy(rounds=3, own_keys=(1,), offloads={1: 0, 4: 2}, payloads="auto")
+    return toy.record(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
@@ -106,6 +107,21 @@ def test_the_transactions_of_a_round(call, toy):
     assert [row["gas"] for row in rows] == [receipts[row["block"]][row["transaction"]] for row in rows]
 
 
+def test_data_are_shown_with_the_edge_server_that_they_went_to(call, toy):
+    rows = read(call, "ledger", toy.folder, "--round", 3)["transactions"]
+    data = [row for row in rows if row["kind"] == "DATA"]
+    assert [(row["sender"], row["step"], row["own_key"]) for row in data] == [
+        ("device 1", 0, True), ("device 4", 2, False),
+    ]  # fmt: skip
+    status, output = call("ledger", toy.folder, "--round", 3)
+    assert status == 0
+    shown = [line.split() for line in output.splitlines() if " data " in line]
+    assert [words[2:6] for words in shown] == [["data", "0", "device", "1*"], ["data", "2", "device", "4"]]
+    said = [digest(entry.payload).hex() for entry in toy.ledger.entries() if entry.kind is Kind.DATA][-2:]
+    assert [row["digest"] for row in data] == said
+    assert all(name[:8] in words for name, words in zip(said, shown, strict=True))
+
+
 def test_the_gas_of_transactions_adds_up_to_that_of_their_block(toy):
     for number in range(1, toy.ledger.block_number + 1):
         gas = toy.ledger.gas_of(number)
@@ -180,8 +196,10 @@ def test_an_audit_that_finds_nothing(call, toy):
     assert status == 0
     assert "every model follows from what was signed" in output
     assert toy.ledger.head.hex() in output and "device 1 (0x" in output
+    assert "6 data sets" in " ".join(output.split())
     said = read(call, "audit", toy.folder)
     assert said["finding"] is None and said["checked"]["models_recomputed"] == 3
+    assert said["checked"]["data_sets"] == 6
 
 
 def test_an_audit_that_finds_something(call, tmp_path):

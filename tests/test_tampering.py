@@ -31,7 +31,8 @@ def runs() -> Iterator[dict[str, Path]]:
     with TemporaryDirectory(dir=memory if memory.is_dir() else None) as path:
         folders = {name: Path(path) / name for name in RUNS}
         for name, folder in folders.items():
-            toy = Toy(devices=3, steps=1, mixing=SERVERS, payloads=RUNS[name], own_keys=(1,))
+            toy = Toy(devices=3, steps=1, mixing=SERVERS, payloads=RUNS[name])
+            toy.own_keys, toy.offloads = (1, 2), {2: 0}
             toy.record(folder)
             assert audit(folder).finding is None
         yield folders

@@ -1,7 +1,7 @@
 """A small run on a ledger, in plain loops: no formula of it comes from the strategy or the audit."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from math import fsum
@@ -10,14 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from flower_bfl.chain_adapter import Entry, EvmLedger, Kind, Role, Sender, digest, simulated_keys
-from flower_bfl.chain_adapter.records import (
-    Gradient,
-    RunRules,
-    consensus_payload,
-    model_payload,
-    report_payload,
-)
+from flower_bfl.chain_adapter import Entry, EvmLedger, Kind, Role, Sender, digest, encode, simulated_keys
+from flower_bfl.chain_adapter.records import RunRules, model_payload, report_payload
 from flower_bfl.chain_adapter.signing import sign
 from flower_bfl.config import Consensus, ContractRules, Outage
 from flower_bfl.types import LeftOut
@@ -47,6 +41,33 @@ def arrays_of(vector: np.ndarray, **others: Any) -> dict[str, np.ndarray]:
     return {"w": vector[:-3].reshape(-1, 3), "b": vector[-3:], **others}
 
 
+def data_digest(k: int, n: int) -> bytes:
+    """What a device sends in a round, by its digest: the ledger never has more of it."""
+    return sha256(f"samples of device {n} in round {k}".encode()).digest()
+
+
+def data_payload(k: int, n: int, m: int) -> bytes:
+    """Device n sent its data to edge server m."""
+    said = {"round": k, "server": m, "num-examples": samples_of(n), "data": data_digest(k, n).hex()}
+    return encode({}, texts(said))
+
+
+def union_of(k: int, devices: Sequence[int]) -> dict[str, str]:
+    """What an edge server says of the data that it trained on: whose, and SHA-256 over their digests."""
+    union = sha256()
+    for n in devices:
+        union.update(data_digest(k, n))
+    return {"devices": " ".join(map(str, devices)), "data": union.hexdigest()}
+
+
+def samples_of(n: int) -> int:
+    return 10 + 3 * n
+
+
+def texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items()}
+
+
 @dataclass
 class Toy:
     """What to record. `change` is asked for every entry, just before it is recorded."""
@@ -61,6 +82,7 @@ class Toy:
     mixing: np.ndarray = field(default_factory=lambda: LINE)
     outages: tuple[Outage, ...] = ()
     own_keys: tuple[int, ...] = ()
+    offloads: Mapping[int, int] = field(default_factory=dict)  # edge server of who does not train itself
     idle: tuple[int, ...] = ()  # rounds in which nobody trains
     pass_over: dict[int, int] = field(default_factory=dict)  # servers passed over without need, by round
     payloads: Any = "auto"
@@ -97,73 +119,81 @@ class Toy:
             return {o.server for o in down if o.server is not None and o.step <= step}
 
         active = [m for m in range(self.servers) if m not in dead(0)]
-        training = [n for n in range(self.devices) if n % self.servers in active and k not in self.idle]
+        sent = {n: m for n, m in sorted(self.offloads.items()) if k not in self.idle}
+        unions = {m: [n for n in sent if sent[n] == m] for m in active if m in sent.values()}
+        training = [
+            n
+            for n in range(self.devices)
+            if n not in self.offloads and n % self.servers in active and k not in self.idle
+        ]
+        members = [device(n) for n in training] + [server(m) for m in unions]
+        home = {device(n): n % self.servers for n in training} | {server(m): m for m in unions}
         rng = np.random.default_rng([1, k])
-        sent = self._payload(k - 1)
-        gradients = {n: rng.standard_normal(self.size).astype(np.float32) for n in training}
-        samples = {n: 10.0 + 3 * n for n in training}
-        steps = {n: 1 + n % 3 for n in training}
-        counters = {n: np.array(100 * k + n) for n in training}
-        self._phase(
-            Entry(
-                Kind.GRADIENT, k, device(n),
-                Gradient(arrays_of(gradients[n], count=counters[n]), samples[n], steps[n]).encode(
-                    k, sha256(sent).digest()
-                ),
-            )
-            for n in training
-        )  # fmt: skip
+        gradients = {y: rng.standard_normal(self.size).astype(np.float32) for y in members}
+        samples = {device(n): samples_of(n) for n in training}
+        samples |= {server(m): sum(map(samples_of, devices)) for m, devices in unions.items()}
+        steps = {y: 1 + y.index % 3 if y.role is Role.DEVICE else 4 + y.index for y in members}
+        counters = {y: np.array(100 * k + y.index + 50 * (y.role is Role.SERVER)) for y in members}
+        model = sha256(self._payload(k - 1)).hexdigest()
+        first = [Entry(Kind.DATA, k, device(n), data_payload(k, n, m), m) for n, m in sent.items()]
+        for y in members:
+            said = {"round": k, "model": model, "num-examples": samples[y], "num-steps": steps[y]}
+            if y.role is Role.SERVER:
+                said |= union_of(k, unions[y.index])
+            payload = encode(arrays_of(gradients[y], count=counters[y]), texts(said))
+            first.append(Entry(Kind.GRADIENT, k, y, payload))
+        self._phase(first)
 
         mass = np.ones(self.servers)
-        if training:
+        if members:
             total = fsum(samples.values())
             states = np.zeros((self.servers, self.size), np.float32)
             for m in active:
                 summed = np.zeros(self.size)
-                for n in training:
-                    if n % self.servers == m:
-                        summed = summed + gradients[n].astype(float) * (samples[n] / (total * steps[n]))
+                for y in members:
+                    if home[y] == m:
+                        summed = summed + gradients[y].astype(float) * (samples[y] / (total * steps[y]))
                 states[m] = summed
             mass = np.array([(m in active) / len(active) for m in range(self.servers)])
             if self.mass == "data":
                 held = np.zeros(self.servers)
-                for n in training:
-                    held[n % self.servers] += samples[n]
+                for y in members:
+                    held[home[y]] += samples[y]
                 mass = held / total
             for step in range(self.steps + 1):
-                self._phase(
-                    Entry(
-                        Kind.CONSENSUS, k, server(m),
-                        consensus_payload(
-                            k, step, m, arrays_of(states[m]),
-                            [device(n) for n in training if n % self.servers == m],
-                        ),
-                        step,
-                    )
-                    for m in range(self.servers)
-                    if m not in dead(max(step - 1, 0))
-                )  # fmt: skip
+                up = [m for m in range(self.servers) if m not in dead(max(step - 1, 0))]
+                self._phase(self._state(k, step, m, states[m], home) for m in up)
                 if step < self.steps:
                     weights = self._weights(down, step, dead(step))
                     states = np.array([_mixed(row, states) for row in weights], np.float32)
                     mass = np.array([_mixed(row, mass) for row in weights])
 
         leader, passed = self._leader(k, mass, dead(self.steps))
-        if training:
-            tau = fsum(samples[n] * steps[n] for n in training) / total
+        if members:
+            tau = fsum(samples[y] * steps[y] for y in members) / total
             factor = self.learning_rate * tau / mass[leader]
             self.model = (self.model - factor * states[leader].astype(float)).astype(np.float32)
-            self.counter = counters[max(training, key=samples.__getitem__)]
+            self.counter = counters[max(members, key=samples.__getitem__)]
         closing = [Entry(Kind.MODEL, k, server(leader), self._payload(k), passed)]
         if down:
             left_out = [LeftOut("device 9", "no reply")]
             closing.insert(0, Entry(Kind.REPORT, k, OPERATOR, report_payload(k, left_out, down)))
         if self.difficulty_bits:
-            able = [n for n in range(self.devices) if n not in self.own_keys and n % self.servers in active]
+            belongs = {n: self.offloads.get(n, n % self.servers) for n in range(self.devices)}
+            able = [n for n in belongs if n not in self.own_keys and belongs[n] in active]
             miner = able[k % len(able)]
-            self.last_miner = miner % self.servers
+            self.last_miner = belongs[miner]
             closing.append(Entry(Kind.SEAL, k, device(miner), b"", self.last_miner))
         self._phase(closing)
+
+    def _state(self, k: int, step: int, m: int, state: np.ndarray, home: Mapping[Sender, int]) -> Entry:
+        said: dict[str, object] = {"round": k, "step": step, "server": m}
+        if step == 0:
+            here = [y for y in home if home[y] == m]
+            said["devices"] = " ".join(str(y.index) for y in here if y.role is Role.DEVICE)
+            if server(m) in here:
+                said["itself"] = "yes"
+        return Entry(Kind.CONSENSUS, k, server(m), encode(arrays_of(state), texts(said)), step)
 
     def _weights(self, down: list[Outage], step: int, dead: set[int]) -> np.ndarray:
         left = self.mixing.copy()

@@ -85,6 +85,7 @@ class Checked:
     gradients: int = 0
     gradients_not_aggregated: int = 0
     data_sets: int = 0  # that devices sent to edge servers
+    data_sets_not_trained_on: int = 0
     consensus_states: int = 0
     models: int = 0
     models_recomputed: int = 0  # the initial model is given
@@ -198,14 +199,19 @@ class _Walk:
         known = self._run.run if self._run is not None else None
         if self._run is not None:
             self._seen["gradients_not_aggregated"] = self._run.not_aggregated
+            self._seen["data_sets_not_trained_on"] = self._run.not_trained_on
             self._seen["models_recomputed"] = self._run.recomputed
             if self._run.withdrawn:
                 self._notes.append(
                     f"{self._run.withdrawn} models were never sealed: their leaders were voted out"
                 )
         recomputed = known is not None and known.consensus is not None
-        if recomputed and self._seen["gradients_not_aggregated"]:
-            self._notes.append(f"{self._seen['gradients_not_aggregated']} gradients are in no model")
+        for name, what in (
+            ("gradients_not_aggregated", "gradients"),
+            ("data_sets_not_trained_on", "data sets"),
+        ):
+            if recomputed and self._seen[name]:
+                self._notes.append(f"{self._seen[name]} {what} are in no model")
         return AuditReport(
             finding=finding,
             checked=Checked(**{name: self._seen[name] for name in Checked.__dataclass_fields__}),

@@ -3,7 +3,8 @@
 import numpy as np
 
 from flower_bfl.audit._findings import decoded, differs, wrong
-from flower_bfl.audit._training import Round, TrainingRules, adjacency
+from flower_bfl.audit._round import Round
+from flower_bfl.audit._training import TrainingRules, adjacency
 from flower_bfl.chain_adapter._reader import Recorded
 from flower_bfl.chain_adapter.base import Kind, Sender
 from flower_bfl.chain_adapter.records import NamedArrays, RunRules, model_payload, read_model
@@ -31,6 +32,7 @@ class RunAudit:
         self.run: RunRules | None = None
         self.recomputed = 0  # models
         self.not_aggregated = 0  # gradients
+        self.not_trained_on = 0  # data sets
         self.withdrawn = 0  # models whose leader was voted out before they were sealed
 
     def read(self, at: Recorded) -> None:
@@ -90,11 +92,7 @@ class RunAudit:
                 raise wrong(at, "a round must have one REPORT at most", "one", "another one")
             now.report = at
         elif entry.kind is Kind.DATA:
-            if entry.sender.index in now.data:
-                raise wrong(
-                    at, "a device must send its data to one edge server a round", "one", "another one"
-                )
-            now.data[entry.sender.index] = at
+            self._keep_data(at)
         elif entry.step or now.model is not None:
             self.not_aggregated += 1  # nobody sums it up
         elif entry.sender in now.gradients:
@@ -102,19 +100,31 @@ class RunAudit:
         else:
             now.gradients[entry.sender] = at
 
+    def _keep_data(self, at: Recorded) -> None:
+        data, device = self._round.data, at.entry.sender.index
+        if self._round.model is not None:
+            self.not_trained_on += 1  # nobody can have
+        elif device in data:
+            rule = "a device must send its data to one edge server a round"
+            raise wrong(at, rule, f"server {data[device].entry.step} only", f"server {at.entry.step} too")
+        else:
+            data[device] = at
+
     def _close(self) -> None:
         """Check the round whose model is sealed, and begin the next."""
         now, run = self._round, self.run
         assert now.model is not None and run is not None
         if run.consensus is not None and run.mixing is not None:
-            used = 0
+            gradients = data_sets = 0  # that are in the model
             if self._rules is None:
                 self._model = _initial(now.model)
                 self._rules = TrainingRules(run.consensus, run.mixing, Layout.of(self._model))
             else:
-                self._model, used = self._rules.follow(now, self._model)
+                self._model, trained = self._rules.follow(now, self._model)
+                gradients, data_sets = len(trained.senders), trained.data_sets
                 self.recomputed += 1
-            self.not_aggregated += len(now.gradients) - used
+            self.not_aggregated += len(now.gradients) - gradients
+            self.not_trained_on += len(now.data) - data_sets
         self._round, self._votes = Round(now.number + 1), {}
 
 

@@ -4,19 +4,15 @@ Whatever is recorded beyond gradients must be, byte for byte, what follows from 
 anew and compared; digests are computed only to name a difference.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flower_bfl.audit._findings import decoded, differs, wrong
+from flower_bfl.audit._round import Round, Trained, read_trained
 from flower_bfl.chain_adapter._reader import Recorded
-from flower_bfl.chain_adapter.base import Role, Sender
 from flower_bfl.chain_adapter.records import (
-    DataSet,
-    DataUnion,
-    Gradient,
     NamedArrays,
     consensus_payload,
     model_digest,
@@ -30,7 +26,6 @@ from flower_bfl.network import Mixing, without
 from flower_bfl.strategies._layout import Layout
 from flower_bfl.strategies.aggregation import (
     Floats,
-    Integers,
     NotFiniteError,
     PartialAggregates,
     Vector,
@@ -43,33 +38,6 @@ from flower_bfl.strategies.aggregation import (
 from flower_bfl.strategies.consensus import mass_after, mix
 
 _SAME_DIRECTION = 1e-4  # relative; float32's rounding is far below it
-
-
-@dataclass
-class Round:
-    """What was recorded in a round."""
-
-    number: int = 0  # k
-    data: dict[int, Recorded] = field(default_factory=dict)  # by device
-    gradients: dict[Sender, Recorded] = field(default_factory=dict)
-    states: dict[tuple[int, int], Recorded] = field(default_factory=dict)  # by step and edge server
-    report: Recorded | None = None
-    model: Recorded | None = None  # the last that was proposed
-    barred: frozenset[int] = frozenset()  # edge servers in quarantine when it was
-
-
-@dataclass(frozen=True, eq=False)
-class _Trained:
-    """The gradients that a round's edge servers say they summed up, devices' first, each in order."""
-
-    senders: list[Sender]
-    gradients: list[Gradient]
-    server_of: Integers  # shape (n,)
-    samples: Floats  # D_y, shape (n,)
-    steps: Integers  # e_y, shape (n,)
-
-    def at(self, server: int) -> list[Sender]:
-        return [sender for sender, home in zip(self.senders, self.server_of, strict=True) if home == server]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +59,8 @@ class TrainingRules:
     mixing: Mixing  # Λ
     layout: Layout
 
-    def follow(self, now: Round, before: NamedArrays) -> tuple[NamedArrays, int]:
-        """The model after a round, and how many gradients are in it; raises LedgerError.
+    def follow(self, now: Round, before: NamedArrays) -> tuple[NamedArrays, Trained]:
+        """The model after a round, and whose gradients are in it; raises LedgerError.
 
         If everything follows but for the outages in the REPORT, it is the report that is wrong.
         """
@@ -114,17 +82,17 @@ class TrainingRules:
         return True
 
     @np.errstate(all="ignore")  # what is not finite does not follow from anything
-    def _follow(self, now: Round, before: NamedArrays, down: list[Outage]) -> tuple[NamedArrays, int]:
+    def _follow(self, now: Round, before: NamedArrays, down: list[Outage]) -> tuple[NamedArrays, Trained]:
         assert now.model is not None, "a round is checked once its model is sealed"
         at, last = now.model, self.consensus.p2p_rounds
-        trained = self._trained(now, model_digest(now.number - 1, before))
+        trained = read_trained(now, model_digest(now.number - 1, before), self.layout)
         if not trained.senders:
             for state in now.states.values():
                 raise wrong(state, "a round without gradients must have no consensus", "no state", "one")
             self._check_leader(
                 at, np.ones(self.consensus.edge_servers), _servers_down(down, last), now.barred
             )
-            return self._check_model(at, before), 0
+            return self._check_model(at, before), trained
 
         # (8): the edge servers' weighted sums.
         mass = self._initial_mass(trained, down)
@@ -147,7 +115,7 @@ class TrainingRules:
         tau, rate = boost(trained.samples, trained.steps), self.consensus.learning_rate
         after = updated_model(sent, states[leader], float(mass[leader]), tau, rate)
         largest = trained.gradients[int(trained.samples.argmax())]
-        return self._check_model(at, self.layout.model(after, largest.arrays)), len(trained.senders)
+        return self._check_model(at, self.layout.model(after, largest.arrays)), trained
 
     # -- what the entries say ----------------------------------------------------------------------------
 
@@ -167,82 +135,7 @@ class TrainingRules:
             raise wrong(now.report, rule, "outages of this round", str(error)) from error
         return down
 
-    def _trained(self, now: Round, model: bytes) -> _Trained:
-        """The gradients that edge servers claim in their first states."""
-        home: dict[Sender, int] = {}
-        for (step, server), at in now.states.items():
-            if step > 0:
-                continue
-            _, members = decoded(at, read_consensus)
-            for member in members:
-                if member.role is Role.SERVER and member.index != server:
-                    rule = "an edge server must sum up no other's gradient"
-                    raise wrong(at, rule, f"its own, server {server}", str(member))
-                if member not in now.gradients:
-                    rule = "an edge server must sum up recorded gradients"
-                    raise wrong(at, rule, f"a GRADIENT of {member}", "none in this round")
-                if member in home:
-                    rule = "a gradient must be summed up once"
-                    raise wrong(at, rule, f"{member} at edge server {home[member]} only", "here too")
-                home[member] = server
-        senders = sorted(home)
-        gradients = [self._gradient(now.gradients[sender], now.number, model) for sender in senders]
-        for sender, gradient in zip(senders, gradients, strict=True):
-            self._check_union(now, sender, gradient, home, model)
-        return _Trained(
-            senders,
-            gradients,
-            np.array([home[sender] for sender in senders], dtype=np.int64),
-            np.array([gradient.samples for gradient in gradients], dtype=np.float64),
-            np.array([gradient.steps for gradient in gradients], dtype=np.int64),
-        )
-
-    def _check_union(
-        self, now: Round, sender: Sender, gradient: Gradient, home: Mapping[Sender, int], model: bytes
-    ) -> None:
-        """What an edge server trained on must be what devices say they sent to it, (4)."""
-        at, union = now.gradients[sender], gradient.union
-        if (union is not None) != (sender.role is Role.SERVER):
-            rule = "an edge server must train on what devices sent to it, a device on its own data"
-            told = ("devices named", "none named")
-            raise wrong(at, rule, *(told if union is None else reversed(told)))
-        if union is None:
-            return
-        sets: dict[int, DataSet] = {}
-        for device in union.devices:
-            sent = now.data.get(device)
-            if sent is None or sent.entry.step != sender.index:
-                found = "none in this round" if sent is None else f"one for server {sent.entry.step}"
-                rule = "an edge server must train on data that a device says it sent to it"
-                raise wrong(at, rule, f"DATA of device {device} for {sender}", found)
-            if (local := Sender(Role.DEVICE, device)) in home:
-                rule = "a device must offload its data or train on them, not both"
-                raise wrong(at, rule, f"no GRADIENT of {local} in a sum", f"one at server {home[local]}")
-            sets[device] = decoded(sent, DataSet.decode)
-            if (payload := sets[device].encode(now.number, sender.index)) != sent.entry.payload:
-                raise differs(sent, "DATA must be of its round and edge server", payload)
-        samples = sum(one.samples for one in sets.values())
-        expected = replace(gradient, union=DataUnion.of(sets), samples=samples)
-        if (expected.union, expected.samples) != (union, gradient.samples):
-            rule = "a union must be the data sets that are in it"
-            raise differs(at, rule, expected.encode(now.number, model))
-
-    def _gradient(self, at: Recorded, server_round: int, model: bytes) -> Gradient:
-        gradient = decoded(at, Gradient.decode)
-        if (payload := gradient.encode(server_round, model)) != at.entry.payload:
-            raise differs(at, "a GRADIENT must be one of its round and model", payload)
-        layout = self.layout
-        dtypes = dict.fromkeys(layout.trained, "float32")
-        dtypes |= {name: layout.dtypes[name].name for name in layout.copied}
-        wanted = {name: (dtype, layout.shapes[name]) for name, dtype in dtypes.items()}
-        found = {name: (array.dtype.name, array.shape) for name, array in gradient.arrays.items()}
-        if odd := {name for name in {*wanted, *found} if wanted.get(name) != found.get(name)}:
-            rule, name = "a GRADIENT must have the model's arrays", min(odd)
-            told = (f"{name!r}: {each.get(name, 'none')}" for each in (wanted, found))
-            raise wrong(at, rule, *told)
-        return gradient
-
-    def _initial_mass(self, trained: _Trained, down: list[Outage]) -> Floats:
+    def _initial_mass(self, trained: Trained, down: list[Outage]) -> Floats:
         servers = self.consensus.edge_servers
         if self.consensus.mass == "data":
             return data_shares(trained.samples, trained.server_of, servers)
@@ -253,7 +146,7 @@ class TrainingRules:
         links = [outage.link for outage in down if outage.link is not None and outage.step <= step]
         return without(self.mixing, servers=_servers_down(down, step), links=links)
 
-    def _partials(self, now: Round, trained: _Trained) -> Vector:
+    def _partials(self, now: Round, trained: Trained) -> Vector:
         """A of (8), shape (m, p)."""
         try:
             return self._sums(trained, contribution_weights(trained.samples, trained.steps))
@@ -264,7 +157,7 @@ class TrainingRules:
                 at, "gradients and their sums must be finite", "numbers", "NaN or infinity"
             ) from error
 
-    def _sums(self, trained: _Trained, weights: Floats) -> Vector:
+    def _sums(self, trained: Trained, weights: Floats) -> Vector:
         rows = [self.layout.vector(gradient.arrays) for gradient in trained.gradients]
         servers = self.consensus.edge_servers
         return whole(PartialAggregates(rows, weights, trained.server_of, servers), servers, self.layout.size)
@@ -272,7 +165,7 @@ class TrainingRules:
     # -- what follows from them --------------------------------------------------------------------------
 
     def _check_step(
-        self, now: Round, step: int, states: Vector, trained: _Trained, down: list[Outage]
+        self, now: Round, step: int, states: Vector, trained: Trained, down: list[Outage]
     ) -> None:
         """The recorded states of one step against those that follow, shape (m, p)."""
         up = set(range(self.consensus.edge_servers)) - _servers_down(down, max(step - 1, 0))
@@ -303,7 +196,7 @@ class TrainingRules:
                 found="none in this round",
             )
 
-    def _blamed(self, differ: dict[int, Recorded], trained: _Trained) -> int:
+    def _blamed(self, differ: dict[int, Recorded], trained: Trained) -> int:
         """The edge server to name where a_m does not follow at several.
 
         All a_m have D in them, so that one server's wrong list of devices makes all of them differ. But what

@@ -73,9 +73,10 @@ class DataSet:
     @classmethod
     def of(cls, arrays: Arrays) -> "DataSet":
         """The record of arrays with a row a sample; raises PayloadError for what cannot be recorded."""
-        if len(lengths := {array.shape[0] if array.ndim else 0 for array in arrays.values()}) != 1:
-            raise PayloadError(f"a data set must be arrays with a row for each sample, got {lengths} rows")
-        return cls(lengths.pop(), digest(encode(arrays)))
+        rows = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
+        if len({*rows.values()}) != 1 or 0 in rows.values():
+            raise PayloadError(f"a data set must be arrays with a row for each sample, got as many as {rows}")
+        return cls(next(iter(rows.values())), digest(encode(arrays)))
 
     def encode(self, server_round: int, server: int) -> bytes:
         """As the payload of a DATA entry."""
@@ -87,7 +88,7 @@ class DataSet:
         """What `encode` was given; raises PayloadError."""
         _, metadata = _decode(payload)
         try:
-            samples, data = int(_samples(metadata)), bytes.fromhex(metadata["data"])
+            samples, data = int(_samples(metadata)), _sha256(metadata["data"])
         except (KeyError, ValueError) as error:
             raise PayloadError(f"a DATA payload must say examples and digest: {error}") from error
         return cls(samples, data)
@@ -153,11 +154,10 @@ class Gradient:
             if not 1 <= steps < 2**31:
                 raise ValueError(f"got {steps} steps")
             if "data" in metadata:
-                union = DataUnion(
-                    tuple(map(int, metadata["devices"].split())), bytes.fromhex(metadata["data"])
-                )
+                devices = tuple(map(int, metadata["devices"].split()))
+                union = DataUnion(devices, _sha256(metadata["data"]))
         except (KeyError, ValueError) as error:
-            raise PayloadError(f"a GRADIENT payload must say examples and steps: {error}") from error
+            raise PayloadError(f"a GRADIENT payload must say what it was made from: {error}") from error
         return cls(arrays, samples, steps, union)
 
 
@@ -233,6 +233,13 @@ def _samples(metadata: Mapping[str, str]) -> float:
     if not 0 < samples <= 2**53:
         raise ValueError(f"got {samples} examples")
     return samples
+
+
+def _sha256(text: str) -> bytes:
+    found = bytes.fromhex(text)
+    if len(found) != 32:
+        raise ValueError(f"a digest must have 32 bytes, got {len(found)}")
+    return found
 
 
 def _decode(payload: bytes) -> tuple[NamedArrays, dict[str, str]]:

@@ -12,6 +12,7 @@ from makers import (
     KEYS,
     MINED,
     OPERATOR,
+    data,
     device,
     gradient,
     head_of,
@@ -250,6 +251,7 @@ class LedgerConformance(RulesConformance):
         entries = [
             self.signed(ledger, gradient(0, device(3))), self.signed(ledger, gradient(0, device(4), 30_000)),
             gradient(0, server(0)), self.signed(ledger, Entry(Kind.CONSENSUS, 0, server(1), b"state", 2)),
+            self.signed(ledger, data(0, device(5), 1)), self.signed(ledger, data(0, device(3), 0)),
         ]  # fmt: skip
         ledger.record(entries[:1])
         ledger.record(entries[1:])
@@ -257,6 +259,8 @@ class LedgerConformance(RulesConformance):
         refuses(ledger, self.signed(ledger, gradient(0, device(3))), "AlreadySubmitted")
         refuses(ledger, self.signed(ledger, gradient(1, device(3))), "WrongRound (expected 0, got 1)")
         refuses(ledger, self.signed(ledger, Entry(Kind.CONSENSUS, 0, device(3), b"")), "WrongRole")
+        refuses(ledger, self.signed(ledger, data(0, device(5), 1)), "AlreadySubmitted")
+        refuses(ledger, self.signed(ledger, data(0, server(1), 1)), "WrongRole")
         ledger.record([self.signed(ledger, vote(0, 1, 0))])
         refuses(ledger, gradient(0, server(0), step=1), "ServerQuarantined (until 11)")
 
@@ -268,12 +272,14 @@ class LedgerConformance(RulesConformance):
         other = self.signed(ledger, gradient(0, device(4)))
         ledger.record([right, other])
         new = self.signed(ledger, gradient(0, device(3), step=1))
+        sent = self.signed(ledger, data(0, device(3), 0))
         elsewhere = (ledger.domain[0] + 1, ledger.domain[1]), (ledger.domain[0], bytes(20))
         for changed in (
             replace(new, payload=b"other"), replace(new, step=2), replace(new, kind=Kind.CONSENSUS),
             replace(new, sender=device(4)), replace(new, signature=bytes(65)),
             replace(new, signature=new.signature[:64] + b"\x02"), replace(new, signature=other.signature),
             *(self.signed(ledger, gradient(0, device(3), step=1), domain) for domain in elsewhere),
+            replace(sent, step=1), replace(sent, kind=Kind.GRADIENT),
         ):  # fmt: skip
             with pytest.raises(RejectedError, match=r"^entry refused, BadSignature"):
                 ledger.record([changed])

@@ -10,6 +10,7 @@ from makers import (
     KEYS,
     MINED,
     OPERATOR,
+    data,
     device,
     drawn_leader,
     gradient,
@@ -80,6 +81,7 @@ class RulesConformance:
             *((kind, sender) for kind in (Kind.RULES, Kind.REPORT) for sender in (device(1), server(1))),
             *((kind, sender) for kind in (Kind.CONSENSUS, Kind.VOTE) for sender in (OPERATOR, device(1))),
             *((kind, OPERATOR) for kind in (Kind.GRADIENT, Kind.SEAL)),
+            *((Kind.DATA, sender) for sender in (OPERATOR, server(1))),
             *((Kind.MODEL, sender) for sender in (device(1), server(1))),
         )
         assert list(ledger.entries()) == []
@@ -95,6 +97,7 @@ class RulesConformance:
             Entry(Kind.REPORT, 1, OPERATOR, b"c"),
             Entry(Kind.GRADIENT, 1, device(0), b"d"),
             Entry(Kind.GRADIENT, 1, server(0), b"e"),
+            Entry(Kind.DATA, 1, device(0), b"e", step=1),
             Entry(Kind.CONSENSUS, 1, server(0), b"f", step=5),
             Entry(Kind.VOTE, 1, server(0), b"g", step=1),
             Entry(Kind.CONSENSUS, 2, server(0), b"h"),
@@ -113,7 +116,7 @@ class RulesConformance:
             for kind, sender in (
                 (Kind.RULES, OPERATOR), (Kind.REPORT, OPERATOR), (Kind.GRADIENT, device(0)),
                 (Kind.GRADIENT, server(0)), (Kind.CONSENSUS, server(0)), (Kind.VOTE, server(0)),
-                (Kind.MODEL, server(0)), (Kind.SEAL, device(0)),
+                (Kind.MODEL, server(0)), (Kind.SEAL, device(0)), (Kind.DATA, device(0)),
             ):  # fmt: skip
                 refuses(ledger, Entry(kind, attempted, sender, b"", step=1), reason)
         if height:
@@ -136,6 +139,16 @@ class RulesConformance:
             ledger.record([first])
             refuses(ledger, second, "AlreadySubmitted")
         assert list(ledger.entries()) == ([] if in_one_phase else [first])
+
+    def test_data_are_sent_once_to_each_server(self, ledger):
+        """Whether to one only is for the audit to see."""
+        sent = [data(0, device(0), 0), data(0, device(0), 1), data(0, device(1), 1)]
+        entries = [gradient(0, device(0)), *sent]
+        ledger.record(entries)
+        refuses(ledger, Entry(Kind.DATA, 0, device(0), b"others", step=1), "AlreadySubmitted")
+        again = data(1, device(0), 0)
+        ledger.record([model(0), again])
+        assert list(ledger.entries()) == [*entries, model(0), again]
 
     def test_the_same_payload_in_another_round_step_kind_or_by_another_sender_is_no_second_submission(
         self, ledger

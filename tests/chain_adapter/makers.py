@@ -32,6 +32,10 @@ def gradient(server_round: int, sender: Sender, size: int = 40, step: int = 0) -
     return Entry(Kind.GRADIENT, server_round, sender, payload(seed, size), step)
 
 
+def data(server_round: int, sender: Sender, of_server: int) -> Entry:
+    return Entry(Kind.DATA, server_round, sender, payload(server_round + 50), of_server)
+
+
 def model(server_round: int, sender: Sender | None = None, passed: int = 0) -> Entry:
     if sender is None:
         sender = OPERATOR if server_round == 0 else server(server_round % 2)
@@ -47,10 +51,13 @@ def vote(server_round: int, voter: int, accused: int) -> Entry:
 
 
 def run_of(rounds: int, *, mined: bool = False) -> list[list[Entry]]:
-    """Phases of a small run: 3 devices, 2 servers, 2 consensus steps a round; device k mines round k."""
+    """Phases of a small run: 4 devices, one of which offloads, 2 servers, 2 consensus steps a round.
+
+    Device k mines round k.
+    """
     phases = [[Entry(Kind.RULES, 0, OPERATOR, payload(99)), model(0)]]
     for k in range(1, rounds + 1):
-        phases.append([gradient(k, device(n)) for n in range(3)])
+        phases.append([data(k, device(3), k % 2), *(gradient(k, device(n)) for n in range(3))])
         for step in range(2):
             phases.append(
                 [Entry(Kind.CONSENSUS, k, server(m), payload(k + 10 * step + m), step) for m in range(2)]

@@ -114,7 +114,12 @@ REFUSALS = [
     (STRANGER, relay(Kind.GRADIENT, 1, 1, A, b"a", bytes(65)), 0, "BadSignature"),
     (device(0), submit(Kind.MODEL), 0, "WrongKind"),
     (device(0), submit(Kind.SEAL), 0, "WrongKind"),
+    (device(0), submit(8), 0, "WrongKind"),
     (device(0), submit(255), 0, "WrongKind"),
+    (server(0), submit(Kind.DATA), 0, "WrongRole"),
+    (OPERATOR, submit(Kind.DATA), 0, "WrongRole"),
+    (device(0), submit(Kind.DATA, 2), 0, "WrongRound (expected 1, got 2)"),
+    (device(0), submit(Kind.DATA, 1, 1, B), 0, "DigestMismatch"),
     (device(0), submit(Kind.RULES), 0, "WrongRole"),
     (device(0), submit(Kind.VOTE), 0, "WrongRole"),
     (device(0), submit(Kind.GRADIENT), 0, "AlreadySubmitted"),
@@ -168,6 +173,20 @@ def test_rules_that_contradict_each_other(bench, servers, rule, fixed, difficult
     types = ["uint16", "uint8", "uint16", "uint8", "uint32"]
     numbers = abi_encode(types, [servers, rule, fixed, difficulty, 1])
     assert bench.refusal(OPERATOR, _contract.BYTECODE + numbers, to=b"") == "BadRules"
+
+
+def test_kinds_end_with_data():
+    """So that a new one comes with its number, and its tests."""
+    assert max(Kind) == Kind.DATA == 7
+
+
+def test_data_go_to_the_getters(bench):
+    """Once for each edge server; whose number the contract does not look at."""
+    for step in (0, 2, 2**16 - 1):
+        bench.send(device(0), submit(Kind.DATA, 1, step))
+        assert bench.refusal(device(0), submit(Kind.DATA, 1, step)) == "AlreadySubmitted"
+        of = ("digestOf(uint8,uint32,uint16,address)", "bytes32")
+        assert bench.ask(*of, Kind.DATA, 1, step, ADDRESSES[device(0)]) == (A,)
 
 
 def test_a_waiting_model_is_not_replaced(waiting):

@@ -92,6 +92,8 @@ def test_the_signer_is_held_to_the_rules(ledger, bench):
     assert refusal(device(0), Kind.CONSENSUS, 1) == "WrongRole"
     assert refusal(device(0), Kind.REPORT, 1) == "WrongRole"
     assert refusal(OPERATOR, Kind.REPORT, 1) == ""
+    assert refusal(device(0), Kind.DATA, 1) == ""
+    assert refusal(server(0), Kind.DATA, 1) == "WrongRole"
     assert refusal(device(0), Kind.MODEL, 1) == "WrongKind"
     assert refusal(device(0), Kind.GRADIENT, 2) == "WrongRound (expected 1, got 2)"
     assert refusal(device(0), Kind.GRADIENT, 1, b"other") == "DigestMismatch"

@@ -65,8 +65,9 @@ def right_entries(draw: Draw, book: RuleBook) -> Entry:
         voter = draw(st.sampled_from([index for index in free if index != accused]))
         return Entry(Kind.VOTE, book.height, server(voter), b"evidence", accused)
     if what == "other":
-        kind = draw(st.sampled_from([Kind.GRADIENT, Kind.CONSENSUS, Kind.RULES, Kind.REPORT]))
-        senders = {Kind.GRADIENT: a_miner, Kind.CONSENSUS: a_server}
+        kind = draw(st.sampled_from([Kind.GRADIENT, Kind.DATA, Kind.CONSENSUS, Kind.RULES, Kind.REPORT]))
+        a_device = st.sampled_from([device(0), device(1)])
+        senders = {Kind.GRADIENT: a_miner, Kind.DATA: a_device, Kind.CONSENSUS: a_server}
         return Entry(kind, book.height, draw(senders.get(kind, st.just(OPERATOR))), b"a" * 33, step)
     if waits:
         return Entry(Kind.SEAL, book.height, draw(a_miner), b"", step)
