@@ -12,7 +12,8 @@ class Controller(Protocol):
     """Decides before each round who offloads where, with what.
 
     One that is made for a network keeps it as `network`, and decides by that attribute alone how many devices
-    there are: see `for_devices`.
+    there are. In rounds with fewer of them a shallow copy decides, see `for_devices`: what it remembers from
+    round to round must be in objects that copies share.
     """
 
     def decide(self, state: NetworkState) -> Decision:
@@ -28,5 +29,5 @@ def for_devices(controller: _C, devices: int) -> _C:
     if not isinstance(network, NetworkConfig) or network.devices == devices:
         return controller
     fitting = copy.copy(controller)
-    fitting.network = replace(network, devices=devices)  # type: ignore[attr-defined]
+    object.__setattr__(fitting, "network", replace(network, devices=devices))  # also of a frozen one
     return fitting

@@ -5,6 +5,7 @@ What goes between server and clients is written down in docs/offloading.md.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from logging import getLogger
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -53,36 +54,30 @@ def offloadable(
     servers. A device's index is its ``index`` or else its ``partition-id``.
     """
 
-    def said(message: Message, context: Context) -> DeviceReport:
+    def consent(message: Message, context: Context) -> DeviceReport:
         own = DeviceReport() if report is None else report(message, context)
-        return replace(
-            own, may_offload=own.may_offload and bool(context.node_config.get("may-offload", True))
-        )
+        may = bool(own.may_offload) and context.node_config.get("may-offload", True) is True
+        return replace(own, may_offload=may)
 
     def register(train: TrainFunction) -> TrainFunction:
         @app.query("report")
         def on_report(message: Message, context: Context) -> Message:
-            role, index = identity(context, _number(message, "edge-servers"))
-            if role == "edge-server":
-                return _reply(message, ConfigRecord({"role": role, "index": index}))
-            samples = _checked(data(message, context))
-            told = said(message, context)
-            record = ConfigRecord({"role": role, "index": index, "may-offload": told.may_offload})
-            record["num-examples"] = _length(samples)
-            record["data-bytes"] = sum(array.nbytes for array in samples.values())
-            for name in ("work_cycles", "cpu_hz", "energy_slack_j"):
-                if (value := getattr(told, name)) is not None:
-                    record[name.replace("_", "-")] = float(value)
-            if told.gain_db is not None:
-                record["gain-db"] = [float(gain) for gain in told.gain_db]
-            return _reply(message, record)
+            record = ConfigRecord()
+            try:
+                record["role"], record["index"] = identity(context, _number(message, "edge-servers"))
+                if record["role"] == "device":
+                    record.update(_described(_checked(data(message, context)), consent(message, context)))
+            except Exception as error:  # not raised: an app that does is taken for one without this handler
+                getLogger("flwr").exception("this node cannot report")
+                record["failed"] = f"{error!r:.200}"
+            return Message(RecordDict({_REPORT: record}), reply_to=message)
 
         @app.query("offload")
         def on_offload(message: Message, context: Context) -> Message:
-            if not said(message, context).may_offload:
+            if not consent(message, context).may_offload:
                 raise ReplyError("this device's data must stay where they are")
             samples = _checked(data(message, context))
-            size, most = sum(array.nbytes for array in samples.values()), _number(message, "most-bytes")
+            size, most = _size(samples), _number(message, "most-bytes")
             if size > most:
                 raise ReplyError(f"a data set must have at most {most} bytes to be offloaded, got {size}")
             arrays = ArrayRecord(
@@ -99,7 +94,7 @@ def offloadable(
 
         @app.train()
         def on_train(message: Message, context: Context) -> Message:
-            return train(message, context, data(message, context))
+            return train(message, context, _checked(data(message, context)))
 
         return train
 
@@ -107,39 +102,52 @@ def offloadable(
 
 
 def identity(context: Context, edge_servers: int) -> tuple[str, int]:
-    """Role ("device" or "edge-server") and index of the node that runs this."""
+    """Role ("device" or "edge-server") and index of the node that runs this; raises ReplyError."""
     config = context.node_config
     role, index = config.get("role"), config.get("index", config.get("partition-id"))
-    if role is None and "partition-id" in config:
-        place = int(config["partition-id"])
-        devices = int(config.get("num-partitions", place + 1)) - edge_servers
-        return ("device", place) if place < devices else ("edge-server", place - devices)
-    if role not in ("device", "edge-server") or index is None or isinstance(index, bool | float | bytes):
+    if role is None and {"partition-id", "num-partitions"} <= config.keys():
+        place, devices = int(config["partition-id"]), int(config["num-partitions"]) - edge_servers
+        if place >= devices:
+            return "edge-server", place - devices
+        role = "device"
+    if role not in ("device", "edge-server") or not isinstance(index, int) or isinstance(index, bool):
         raise ReplyError(
-            "a node config must have a `role`, 'device' or 'edge-server', and an `index` or `partition-id`, "
-            f"got {config}"
+            "a node config must have a `role`, 'device' or 'edge-server', and a whole number as `index` or "
+            f"`partition-id`; or `partition-id` and `num-partitions`, got {config}"
         )
-    return str(role), int(index)
+    return str(role), index
 
 
-def _reply(message: Message, record: ConfigRecord) -> Message:
-    return Message(RecordDict({_REPORT: record}), reply_to=message)
+def _described(samples: Data, told: DeviceReport) -> dict[str, bool | int | float | list[float]]:
+    """A device's report."""
+    record: dict[str, bool | int | float | list[float]] = {
+        "may-offload": told.may_offload,
+        "num-examples": len(next(iter(samples.values()))),
+        "data-bytes": _size(samples),
+    }
+    for name in ("work_cycles", "cpu_hz", "energy_slack_j"):
+        if (value := getattr(told, name)) is not None:
+            record[name.replace("_", "-")] = float(value)
+    if told.gain_db is not None:
+        record["gain-db"] = [float(gain) for gain in told.gain_db]
+    return record
 
 
 def _number(message: Message, name: str) -> int:
-    value = message.content.config_records["config"][name]
-    if not isinstance(value, int):
-        raise ReplyError(f"a message must have the whole number {name!r}, got {value!r}")
-    return value
+    """A whole number of the message's config, by whatever name that has."""
+    found = [config[name] for config in message.content.config_records.values() if name in config]
+    if not found or not isinstance(found[0], int):
+        raise ReplyError(f"a message must have the whole number {name!r}, got {found}")
+    return found[0]
 
 
 def _checked(data: Data) -> dict[str, NDArray[np.generic]]:
     arrays = {name: np.asarray(array) for name, array in data.items()}
-    lengths = {name: len(array) if array.ndim else None for name, array in arrays.items()}
-    if not arrays or len({*lengths.values()}) > 1 or None in lengths.values():
-        raise ReplyError(f"`data` must be arrays with a row for each sample, got as many rows as {lengths}")
+    rows = {name: len(array) if array.ndim else None for name, array in arrays.items()}
+    if not arrays or len({*rows.values()}) > 1 or None in rows.values():
+        raise ReplyError(f"`data` must be arrays with a row for each sample, got as many rows as {rows}")
     return arrays
 
 
-def _length(data: Data) -> int:
-    return len(next(iter(data.values())))
+def _size(samples: Data) -> int:
+    return sum(array.nbytes for array in samples.values())

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from logging import WARNING
 from time import perf_counter
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -14,21 +16,22 @@ from flower_bfl.controller.base import Controller
 from flower_bfl.errors import ConfigError, ReplyError
 from flower_bfl.network import NetworkConfig
 from flower_bfl.strategies._fleet import Fleet, RollCall
+from flower_bfl.strategies._journal import logger
 from flower_bfl.strategies._offloading import (
     DataLink,
-    Fetched,
     Offloaded,
+    ScreenData,
     by_server,
     edge_message,
     union_of,
-    warn_kept,
 )
-from flower_bfl.strategies._plan import Plan, Planner
+from flower_bfl.strategies._plan import Plan, Planner, Settings
 from flower_bfl.strategies._replies import Contribution, screen
 from flower_bfl.strategies._roster import Roster
 from flower_bfl.types import LeftOut, RoundReport
 
-ScreenData = Callable[[int, Mapping[int, Offloaded]], Mapping[int, str]]
+Wait = Callable[[Callable[[], list[int]], int], list[int]]
+"""Returns what a function gives once there are so many, or time is up."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +52,18 @@ class Field:
     def miners(self) -> dict[int, int]:
         """Devices that sent their data and whose keys this process has, with their edge servers."""
         return {device: one.server for device, one in self.sets.items() if not one.signature}
+
+    def metrics(self, clock_s: float) -> dict[str, float]:
+        """For the round's metrics."""
+        if self.plan is None:
+            return {}
+        return {
+            "offloaded": len(self.sets),
+            "kept-local": len(self.kept_local),
+            "latency-s": float(self.plan.price.total_s),
+            "simulated-seconds": clock_s,
+            "controller-fallback": int(bool(self.plan.fallback)),
+        }
 
     def noted(self, report: RoundReport, clock_s: float) -> RoundReport:
         """The report with what was decided; `clock_s` is the simulated time at the end of the round."""
@@ -71,97 +86,116 @@ class Field:
 
 
 class Controlled:
-    """Puts a controller's decisions into a strategy's rounds, one after the other."""
+    """Puts a controller's decisions into a strategy's rounds, one after the other.
+
+    Parameters
+    ----------
+    controller, network, edge_servers, p2p_rounds, most_bytes, timeout_s, seed : see `ConsensusBFL`.
+    key : of the config in messages.
+    roster : learns who the devices are, and where they belong.
+    screen_data : devices whose data sets are not signed as they have to be, and why.
+    """
 
     def __init__(
         self,
         controller: Controller,
         network: NetworkConfig | None,
+        *,
         edge_servers: int,
+        p2p_rounds: int,
         most_bytes: int,
         timeout_s: float,
         seed: int,
+        key: str,
+        roster: Roster,
+        screen_data: ScreenData,
     ) -> None:
-        network = network or getattr(controller, "network", None)
-        if not isinstance(network, NetworkConfig):
-            raise ConfigError(f"`network` must be a NetworkConfig, or the controller's own, got {network!r}")
-        if network.edge_servers != edge_servers:
-            raise ConfigError(
-                f"`network` must have as many edge servers as `edge_servers`, {edge_servers}, "
-                f"got {network.edge_servers}"
-            )
-        if not isinstance(controller, Controller):
-            raise ConfigError(f"`controller` must have a method `decide`, got {controller!r:.80}")
+        network = replace(_checked_network(controller, network, edge_servers), p2p_rounds=p2p_rounds)
         check_whole_number("most_offloaded_bytes", most_bytes, 1, 2**31 - 1)
-        if not timeout_s > 0:
-            raise ConfigError(f"`exchange_timeout_s` must be positive, got {timeout_s}")
+        if not isinstance(timeout_s, int | float) or isinstance(timeout_s, bool) or not timeout_s > 0:
+            raise ConfigError(f"`exchange_timeout_s` must be a positive number, got {timeout_s!r}")
         self.name = type(controller).__name__
-        self.expected = network.devices + edge_servers
-        self.called = False  # whether anybody was asked who it is
+        self._expected = network.devices + edge_servers
+        self._gathered = False  # whether a round began before
         self._planner = Planner(controller, network, seed)
+        self._roll_call = RollCall(edge_servers, key, timeout_s)
+        self._link = DataLink(most_bytes, key, timeout_s, screen_data)
         self._most_bytes = most_bytes
-        self._roll_call = RollCall(edge_servers, timeout_s)
-        self._link = DataLink(most_bytes, timeout_s)
+        self._key = key
+        self._roster = roster
         self._fleet = Fleet()
         self.field = Field()
         self.clock_s = 0.0  # simulated seconds so far
 
-    def call(self, server_round: int, nodes: Sequence[int], grid: Grid, roster: Roster) -> list[int]:
-        """The nodes of devices that are there."""
-        began, self.called = perf_counter(), True
-        self._fleet = self._roll_call.take(server_round, nodes, grid)
-        roster.introduce({index: device.node for index, device in self._fleet.devices.items()})
-        self.field = Field(left_out=self._fleet.left_out, report_seconds=perf_counter() - began)
-        return self._fleet.device_nodes
+    def gather(
+        self, server_round: int, config: ConfigRecord, grid: Grid, wanted: Mapping[str, int], wait: Wait
+    ) -> list[int]:
+        """The nodes of devices that report, or none if they are fewer than the largest number in `wanted`.
+
+        Devices whose reports cannot be used are worth waiting for in the first round only. If they are too
+        few then, the run ends: there may be something wrong with all of them.
+        """
+        argument, needed = max(wanted.items(), key=lambda item: item[1])
+        first, self._gathered = not self._gathered, True
+        call = partial(self._call, ConfigRecord({**config, "server-round": server_round}), grid)
+        wait(lambda: list(grid.get_node_ids()), self._expected if first else needed)
+        devices = wait(call, needed) if first else call()
+        if len(devices) >= needed:
+            return devices
+        if first:
+            why = "".join(f"; {one.who}: {one.reason}" for one in self._fleet.left_out[:1])
+            raise ConfigError(
+                f"`{argument}` must be at most the number of devices that report, "
+                f"got {needed} with {len(devices)}{why}"
+            )
+        logger.log(
+            WARNING, "round %d: nobody trains, %d devices of %d report", server_round, len(devices), needed
+        )
+        return []
 
     def devices_of(self, grid: Grid) -> list[int]:
-        """The nodes that are there and are no edge servers."""
-        servers = {*self._fleet.servers.values()}
-        return [node for node in grid.get_node_ids() if node not in servers]
+        """The nodes that are there and known to be devices."""
+        return [node for node in grid.get_node_ids() if self._roll_call.is_device(node)]
 
-    def open(
-        self,
-        server_round: int,
-        messages: Sequence[Message],
-        config_key: str,
-        grid: Grid,
-        roster: Roster,
-        screen_data: ScreenData,
-    ) -> list[Message]:
+    def open(self, server_round: int, messages: Sequence[Message], grid: Grid) -> list[Message]:
         """Decide, fetch data, and address everybody's message; `messages` are the sampled devices'."""
         by_node = {message.metadata.dst_node_id: message for message in messages}
-        node_of = self._indexed(by_node, roster)
+        node_of = self._indexed(by_node)
         if not node_of:
             return list(messages)
-        plan = self._planner.decide(
-            [*node_of],
-            {index: device for index, device in self._fleet.devices.items() if index in node_of},
-            self._fleet.servers.keys(),
-            self._most_bytes,
-        )
-        config = messages[0].content.config_records[config_key]
-        configs = {device: ConfigRecord({**config, **plan.settings(device)}) for device in node_of}
-        began = perf_counter()
-        fetched = self._link.fetch(server_round, plan.offloading, node_of, configs, grid, screen_data)
-        plan = self._kept(server_round, plan, fetched)
+
+        # 1. What the controller decides for those who are there.
+        fleet = self._fleet
+        plan = self._planner.decide([*node_of], fleet.devices, fleet.servers.keys(), self._most_bytes)
+        if plan.fallback:
+            logger.log(WARNING, "round %d: %s", server_round, plan.fallback)
+
+        # 2. The data sets come; who does not send what it should trains itself.
+        began, config = perf_counter(), messages[0].content.config_records[self._key]
+        wanted, told = plan.offloading, plan.settings()
+        configs = {node_of[device]: ConfigRecord({**config, **told[device]}) for device in wanted}
+        fetched = self._link.fetch(server_round, wanted, node_of, configs, grid)
+        plan = self._planner.carried_out(plan, wanted.keys() - fetched.sets.keys())
+        self._roster.settle(plan.homes)
+        self.clock_s += float(plan.price.total_s)
         self.field = Field(
             plan=plan,
-            sets=fetched.sets,
+            sets={device: one.sent() for device, one in fetched.sets.items()},
             kept_local=fetched.refused,
-            left_out=[*self._fleet.left_out, *fetched.silent],
+            left_out=[*fleet.left_out, *fetched.silent],
             report_seconds=self.field.report_seconds,
             offload_seconds=perf_counter() - began,
         )
-        self.clock_s += float(plan.price.total_s)
-        roster.settle(plan.homes)
+
+        # 3. Everybody is told what concerns it.
         busy = {node_of[device] for device in (*fetched.sets, *fetched.gone)}
-        known = {node: device for device, node in node_of.items()}
-        addressed = [
-            self._own(message, config_key, plan.settings(known[node]) if node in known else {})
+        settings = {node_of[device]: each for device, each in self._at_home(plan).items()}
+        own = [
+            self._with(message, settings.get(node, {}))
             for node, message in by_node.items()
             if node not in busy
         ]
-        return addressed + self._edge_messages(messages[0], config_key)
+        return own + self._edge_messages(messages[0], fetched.sets)
 
     def receive(
         self,
@@ -170,12 +204,12 @@ class Controlled:
     ) -> tuple[list[Message], dict[int, Contribution], list[LeftOut]]:
         """The devices' own replies, what edge servers made of the data they got, and what was lost."""
         server_of = {self._fleet.servers[server]: server for server in by_server(self.field.sets)}
-        replies = list(replies)
-        own = [reply for reply in replies if reply.metadata.src_node_id not in server_of]
+        own: list[Message] = []
         trained: dict[int, Contribution] = {}
         lost = dict.fromkeys(sorted(server_of.values()), "no reply in time")
         for reply in replies:
             if (server := server_of.get(reply.metadata.src_node_id)) is None:
+                own.append(reply)
                 continue
             usable, refused = screen([reply], partial(self._edge_contribution, server, read))
             if usable:
@@ -184,62 +218,62 @@ class Controlled:
             else:
                 lost[server] = refused[0].reason
         left_out = [*self.field.left_out]
-        left_out += [LeftOut(f"edge server {server}", reason) for server, reason in lost.items()]
-        for server in lost:
-            left_out += self.data_lost(server)
+        for server, reason in lost.items():
+            left_out += self.lost(server, reason)
         return own, dict(sorted(trained.items())), left_out
 
-    def data_lost(self, server: int) -> list[LeftOut]:
-        """The devices whose data an edge server had and that are in nothing now."""
-        reason = f"edge server {server} did not train on its data"
+    def lost(self, server: int, reason: str) -> list[LeftOut]:
+        """An edge server that is left out, and the devices whose data it had."""
+        gone = f"edge server {server} had its data and was left out"
+        theirs = [device for device, one in self.field.sets.items() if one.server == server]
         return [
-            LeftOut(f"device {device}", reason)
-            for device, one in self.field.sets.items()
-            if one.server == server
+            LeftOut(f"edge server {server}", reason),
+            *(LeftOut(f"device {device}", gone) for device in theirs),
         ]
 
     # -- private ------------------------------------------------------------------------------------------
 
-    def _indexed(self, by_node: Mapping[int, Message], roster: Roster) -> dict[int, int]:
+    def _call(self, config: ConfigRecord, grid: Grid) -> list[int]:
+        """The nodes of devices that answer; `config` is the round's."""
+        began = perf_counter()
+        self._fleet = self._roll_call.take(grid.get_node_ids(), config, grid)
+        self._roster.introduce({index: device.node for index, device in self._fleet.devices.items()})
+        self.field = Field(left_out=self._fleet.left_out, report_seconds=perf_counter() - began)
+        return self._fleet.device_nodes
+
+    def _indexed(self, by_node: Mapping[int, Message]) -> dict[int, int]:
         """Nodes of the sampled devices that are in the network, by index.
 
         A node that does not say who it is has no index before its first update; until then it takes any row
         of the network that is free.
         """
-        known = {index: node for node in by_node if (index := roster.device(node)) is not None}
-        taken = {*known, *self._fleet.devices}
-        free = [index for index in range(self._planner.network.devices) if index not in taken]
-        strangers = sorted(node for node in by_node if roster.device(node) is None)
-        known |= dict(zip(free, strangers, strict=False))
+        device = self._roster.device
+        known = {index: node for node in by_node if (index := device(node)) is not None}
+        strangers = sorted(node for node in by_node if device(node) is None)
+        known |= zip(self._roster.free(), strangers, strict=False)
         return {index: node for index, node in sorted(known.items()) if index < self._planner.network.devices}
 
-    def _kept(self, server_round: int, plan: Plan, fetched: Fetched) -> Plan:
-        """The plan without the data that did not come."""
-        warn_kept(server_round, fetched.refused)
-        kept = [device for device in plan.offloading if device not in fetched.sets]
-        plan = plan.keeping(kept)
-        self._planner.charge(plan)
-        return plan
+    def _at_home(self, plan: Plan) -> dict[int, Settings]:
+        """Everybody's settings; who trains itself belongs to the edge server that the roster says."""
+        told = plan.settings()
+        for device, each in told.items():
+            if not each["offload"] and (home := self._roster.server(device)) is not None:
+                each["edge-server"] = home
+        return told
 
-    def _own(self, message: Message, config_key: str, settings: Mapping[str, bool | int | float]) -> Message:
+    def _with(self, message: Message, settings: Mapping[str, Any]) -> Message:
         """A message with settings of its own: the others share one config."""
-        content = RecordDict(dict(message.content))
-        content[config_key] = ConfigRecord({**content.config_records[config_key], **settings})
-        metadata = message.metadata
-        return Message(content, metadata.dst_node_id, metadata.message_type)
+        config = ConfigRecord({**message.content.config_records[self._key], **settings})
+        content, metadata = RecordDict({**message.content, self._key: config}), message.metadata
+        return Message(content, dst_node_id=metadata.dst_node_id, message_type=metadata.message_type)
 
-    def _edge_messages(self, like: Message, config_key: str) -> list[Message]:
-        config = like.content.config_records[config_key]
-        speeds = self._planner.network.edge_speeds_hz
-        return [
-            edge_message(
-                like.content,
-                ConfigRecord({**config, "edge-server": server, "cpu-hz": float(speeds[server])}),
-                self._fleet.servers[server],
-                sets,
-            )
-            for server, sets in by_server(self.field.sets).items()
-        ]
+    def _edge_messages(self, like: Message, sets: Mapping[int, Offloaded]) -> list[Message]:
+        messages = []
+        for server, theirs in by_server(sets).items():
+            speed_hz = float(self._planner.network.edge_speeds_hz[server])
+            own = {"edge-server": server, "cpu-hz": speed_hz, "devices": sorted(theirs)}
+            messages.append(edge_message(self._with(like, own), self._fleet.servers[server], theirs))
+        return messages
 
     def _edge_contribution(
         self, server: int, read: Callable[[Message], Contribution], reply: Message
@@ -251,3 +285,29 @@ class Controlled:
                 f"an edge server must train on all {samples:g} samples sent, got {own.samples:g}"
             )
         return replace(own, reported_device=None, signature=b"", address=b"", union=union)
+
+
+def _checked_network(
+    controller: Controller, network: NetworkConfig | None, edge_servers: int
+) -> NetworkConfig:
+    """The network to decide in; raises ConfigError if controller, network and edge servers do not fit."""
+    if isinstance(controller, type) or not callable(getattr(controller, "decide", None)):
+        raise ConfigError(f"`controller` must be an object with a method `decide`, got {controller!r:.80}")
+    own = getattr(controller, "network", None)
+    network = own if network is None else network
+    if not isinstance(network, NetworkConfig):
+        raise ConfigError(f"`network` must be a NetworkConfig, or the controller's own, got {network!r:.80}")
+    if network.edge_servers != edge_servers:
+        raise ConfigError(
+            f"`network` must have as many edge servers as `edge_servers`, {edge_servers}, "
+            f"got {network.edge_servers}"
+        )
+    if isinstance(own, NetworkConfig) and (own.edge_servers, own.sub_channels) != (
+        edge_servers,
+        network.sub_channels,
+    ):
+        raise ConfigError(
+            f"`network` must have the controller's edge servers and sub-channels, {own.edge_servers} of "
+            f"{own.sub_channels}, got {edge_servers} of {network.sub_channels}"
+        )
+    return network

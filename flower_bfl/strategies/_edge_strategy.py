@@ -1,7 +1,7 @@
 """What strategies with edge servers share: who takes part, which replies count, the round's report."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from logging import INFO, WARNING
@@ -28,6 +28,7 @@ from flower_bfl.strategies._replies import (
     averaged,
     contribution,
     evaluation,
+    from_nodes,
     screen,
 )
 from flower_bfl.strategies._roster import Association, Roster, Trained
@@ -129,10 +130,12 @@ class EdgeStrategy(FedAvg):
         """FedAvg's sample of nodes; raises ConfigError if too few connect in time."""
         self._begin(arrays)
         self._model = {name: as_numpy(array) for name, array in arrays.items()}
-        nodes = self._gather(server_round, grid)
-        config = ConfigRecord({**config, **self._signatures.request(self._learning_rate())})
-        messages = list(super().configure_train(server_round, arrays, config, these(nodes)))
-        messages = self._address(server_round, messages, grid)
+        nodes = self._gather(server_round, config, grid)
+        messages: list[Message] = []
+        if nodes:
+            config = ConfigRecord({**config, **self._signatures.request(self._learning_rate())})
+            messages = list(super().configure_train(server_round, arrays, config, these(nodes)))
+            messages = self._address(server_round, messages, grid)
         self._asked = {m.metadata.dst_node_id for m in messages if m.metadata.message_type == "train"}
         self._sent_at = perf_counter()
         return messages
@@ -177,7 +180,8 @@ class EdgeStrategy(FedAvg):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """FedAvg's weighted mean, over the replies that can be used; also part of the round's report."""
-        usable, left_out = screen(replies, partial(evaluation, weighted_by_key=self.weighted_by_key))
+        read = partial(evaluation, weighted_by_key=self.weighted_by_key)
+        usable, left_out = screen(self._ordered(replies), read, self._roster.device)
         warn(server_round, left_out)
         if not usable:
             return None
@@ -223,8 +227,8 @@ class EdgeStrategy(FedAvg):
     ) -> MetricRecord | None:
         return evaluate_fn(server_round, arrays)
 
-    def _gather(self, server_round: int, grid: Grid) -> list[int]:
-        """The nodes to sample devices from."""
+    def _gather(self, server_round: int, config: ConfigRecord, grid: Grid) -> list[int]:
+        """The nodes to sample devices from; none: nobody trains this round."""
         wanted = {
             "min_available_nodes": self.min_available_nodes,
             "min_train_nodes": self.min_train_nodes,
@@ -253,13 +257,20 @@ class EdgeStrategy(FedAvg):
 
     def _receive(self, server_round: int, replies: Iterable[Message]) -> tuple[Trained, list[LeftOut]]:
         """The replies that can be used, and the others."""
-        replies = list(replies)
-        usable, left_out = screen(replies, self._contribution)
+        replies = self._ordered(replies)
+        usable, left_out = screen(replies, self._contribution, self._roster.device)
         silent = self._asked - {reply.metadata.src_node_id for reply in replies}
-        left_out += [LeftOut(self._roster.name(node), "no reply in time") for node in sorted(silent)]
+        left_out += [
+            LeftOut(self._roster.name(node), "no reply in time")
+            for node in sorted(silent, key=self._roster.place)
+        ]
         trained, impostors = self._roster.admit(usable)
         trained, unsigned = self._signatures.screen(server_round, trained, self._model, self._learning_rate())
         return trained, left_out + impostors + unsigned
+
+    def _ordered(self, replies: Iterable[Message]) -> list[Message]:
+        """By device, so that what is told of replies does not depend on which came first."""
+        return sorted(from_nodes(replies), key=lambda reply: self._roster.place(reply.metadata.src_node_id))
 
     def _contribution(self, reply: Message) -> Contribution:
         """A reply to a training message; raises ReplyError if a round cannot use it."""
@@ -321,16 +332,16 @@ class EdgeStrategy(FedAvg):
 
     def _await_nodes(self, grid: Grid, needed: int) -> list[int]:
         """The nodes connected once they are enough, or time is up; Flower itself would wait for ever."""
+        return self._await(lambda: list(grid.get_node_ids()), needed)
+
+    def _await(self, there: Callable[[], list[int]], needed: int) -> list[int]:
+        """The nodes that are there once they are enough, or time is up."""
         began = said = monotonic()
-        while (
-            len(nodes := list(grid.get_node_ids())) < needed and monotonic() < began + self.wait_for_nodes_s
-        ):
+        while len(nodes := there()) < needed and monotonic() < began + self.wait_for_nodes_s:
             if monotonic() > said + 5:
                 said = monotonic()
                 left_s = began + self.wait_for_nodes_s - said
-                logger.log(
-                    INFO, "waiting for nodes: %d of %d connected, %.0f s left", len(nodes), needed, left_s
-                )
+                logger.log(INFO, "waiting for nodes: %d of %d there, %.0f s left", len(nodes), needed, left_s)
             sleep(0.2)
         return nodes
 

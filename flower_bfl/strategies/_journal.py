@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from numpy.typing import NDArray
 
 from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Ledger, Role, Sender, digest, simulated_keys
-from flower_bfl.chain_adapter.records import Gradient, model_digest
+from flower_bfl.chain_adapter.records import Gradient, consensus_payload, model_digest, model_payload
 from flower_bfl.config import ContractRules
 from flower_bfl.errors import ConfigError
 from flower_bfl.strategies._recorder import Phases, Recorder
@@ -129,6 +129,23 @@ def gradient_entries(
         )
         payload = gradient.encode(server_round, model)
         yield Entry(Kind.GRADIENT, server_round, sender, payload, signature=reply.signature)
+
+
+def consensus_entries(
+    server_round: int, step: int, states: Mapping[int, Mapping[str, NDArray[np.generic]]], trained: Trained
+) -> Iterator[Entry]:
+    """x_m^(l) of some edge servers."""
+    for server, state in states.items():
+        payload = consensus_payload(server_round, step, server, state, trained.at([server]).senders)
+        yield Entry(Kind.CONSENSUS, server_round, Sender(Role.SERVER, server), payload, step)
+
+
+def model_entry(
+    server_round: int, leader: int, passed: int, model: Mapping[str, NDArray[np.generic]]
+) -> Entry:
+    """The new model, by the leader that it has once so many were passed over."""
+    payload = model_payload(server_round, model)
+    return Entry(Kind.MODEL, server_round, Sender(Role.SERVER, leader), payload, passed)
 
 
 @dataclass(frozen=True, eq=False)

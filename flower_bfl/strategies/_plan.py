@@ -1,7 +1,9 @@
 """What the controller decides before a round, made safe, and what it costs."""
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from time import perf_counter
 from typing import Any
 
@@ -26,6 +28,8 @@ from flower_bfl.strategies._fleet import Reported
 _STREAM = 20  # of random numbers, apart from those of the graph, the data and the race
 _NO_LINK = 1e-25  # power gain
 
+Settings = dict[str, bool | int | float]
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -45,7 +49,7 @@ class Plan:
         servers = self.decision.slot // self.network.sub_channels
         return {self.devices[row]: int(servers[row]) for row in np.flatnonzero(self.decision.offloads)}
 
-    @property
+    @cached_property
     def homes(self) -> dict[int, int]:
         """Edge server that each device sends its data to, or its gradient, by the best channel."""
         gain = self.state.gain.reshape(len(self.devices), self.network.edge_servers, -1)
@@ -57,9 +61,12 @@ class Plan:
         """Ψ of each device."""
         return dict(zip(self.devices, self.decision.hash_rate.tolist(), strict=True))
 
-    def settings(self, device: int) -> dict[str, bool | int | float]:
-        """What a device has to know of the decision, for the config of its message."""
-        row, decision = self.devices.index(device), self.decision
+    def settings(self) -> dict[int, Settings]:
+        """What each device has to know of the decision, for the config of its message."""
+        return {device: self._settings(row, device) for row, device in enumerate(self.devices)}
+
+    def _settings(self, row: int, device: int) -> Settings:
+        decision = self.decision
         common = {"edge-server": self.homes[device], "hash-rate": float(decision.hash_rate[row])}
         if not decision.offloads[row]:
             return {"offload": False, "cpu-hz": float(decision.cpu_hz[row])} | common
@@ -126,32 +133,25 @@ class Planner:
         devices = tuple(sorted(devices))
         network = replace(self.network, devices=len(devices))
         state = self._state(devices, reported)
-        free = np.array(
-            [
-                device in reported
-                and reported[device].told.may_offload
-                and reported[device].data_bytes <= most_bytes
-                for device in devices
-            ]
-        ) & bool(servers)
+        free = [
+            row
+            for row, device in enumerate(devices)
+            if servers
+            and device in reported
+            and reported[device].told.may_offload
+            and reported[device].data_bytes <= most_bytes
+        ]
         began = perf_counter()
-        decision, fallback = self._safe(network, state, np.flatnonzero(free), servers)
-        plan = Plan(
-            network,
-            devices,
-            state,
-            decision,
-            price(network, state, decision),
-            fallback,
-            perf_counter() - began,
-        )
-        self.charge(plan)
-        return plan
+        decision, fallback = self._safe(network, devices, state, free, servers)
+        seconds = perf_counter() - began
+        return Plan(network, devices, state, decision, price(network, state, decision), fallback, seconds)
 
-    def charge(self, plan: Plan) -> None:
-        """Note what the round takes of each device's energy."""
+    def carried_out(self, plan: Plan, kept: Collection[int]) -> Plan:
+        """The plan with some devices training themselves after all; what it takes of energy is noted."""
+        plan = plan.keeping(kept)
         self._spent_j = np.zeros(self.network.devices)
         self._spent_j[list(plan.devices)] = plan.price.learning_j
+        return plan
 
     def _state(self, devices: tuple[int, ...], reported: Mapping[int, Reported]) -> NetworkState:
         """What the network draws for these devices, and what they say instead."""
@@ -172,32 +172,56 @@ class Planner:
         return NetworkState(**values)
 
     def _safe(
-        self, network: NetworkConfig, state: NetworkState, free: NDArray[np.intp], servers: Collection[int]
+        self,
+        network: NetworkConfig,
+        devices: Sequence[int],
+        state: NetworkState,
+        free: Sequence[int],
+        servers: Collection[int],
     ) -> tuple[Decision, str]:
-        """A feasible decision, and why it is not the controller's."""
-        if not len(free):
+        """A feasible decision, and why it is not the controller's; `free` are rows that may offload."""
+        if not free:
             return _all_local(network, state), ""
         away = np.setdiff1d(np.arange(network.edge_servers), list(servers))
         seen = state.permuted(free)
         gain = seen.gain.copy()
         gain[:, away] = _NO_LINK
+        seen, fewer = replace(seen, gain=gain), replace(network, devices=len(free))
         try:
-            own, fallback = self._asked(replace(network, devices=len(free)), replace(seen, gain=gain))
+            own = for_devices(self._controller, fewer.devices).decide(deepcopy(seen))
+            broken = _broken(fewer, seen, own, away, [devices[row] for row in free])
+            if broken:
+                own = project(fewer, seen, own)
         except Exception as error:  # whatever somebody's controller makes of a state
             return _all_local(network, state), f"the controller failed: {error!r:.200}"
         if len(free) == network.devices and not away.size:
-            return own, fallback
-        return _for_everybody(network, state, free, away, own), fallback
+            return own, broken
+        return _for_everybody(network, state, free, away, own), broken
 
-    def _asked(self, network: NetworkConfig, seen: NetworkState) -> tuple[Decision, str]:
-        """What the controller decides for those who are free to offload, or the nearest feasible decision."""
-        own = for_devices(self._controller, network.devices).decide(seen)
-        if not isinstance(own, Decision):
-            raise ConfigError(f"`decide` must return a Decision, got {own!r:.80}")
-        if broken := violations(network, seen, own):
-            rule = f"the controller's decision was not feasible: {broken[0]}"
-            return project(network, seen, own), rule
-        return own, ""
+
+def _broken(
+    network: NetworkConfig,
+    seen: NetworkState,
+    own: object,
+    away: NDArray[np.intp],
+    devices: Sequence[int],
+) -> str:
+    """The first rule that a controller's decision breaks, if any; raises ConfigError if it is none."""
+    if not isinstance(own, Decision):
+        raise ConfigError(f"`decide` must return a Decision, got {own!r:.80}")
+    rule = "the controller's decision was not feasible"
+    found = violations(network, seen, own)
+    lost = np.isin(own.slot // network.sub_channels, away)
+    if lost.any():
+        row = int(np.flatnonzero(lost)[0])
+        server = own.slot[row] // network.sub_channels
+        return f"{rule}: edge server {server} is not there, got device {devices[row]}'s data for it"
+    if not found:
+        return ""
+    told, shown = f"{rule}: {found[0]}", found[0].device
+    if shown is None or shown == devices[shown]:
+        return told
+    return f"{told}; its device {shown} is device {devices[shown]}"
 
 
 def _all_local(network: NetworkConfig, state: NetworkState) -> Decision:
@@ -212,16 +236,16 @@ def _all_local(network: NetworkConfig, state: NetworkState) -> Decision:
 def _for_everybody(
     network: NetworkConfig,
     state: NetworkState,
-    free: NDArray[np.intp],
+    free: Sequence[int],
     away: NDArray[np.intp],
     own: Decision,
 ) -> Decision:
     """The decision for some devices, with the others training alone; nobody offloads to who is away."""
     alone = _all_local(network, state)
     decided = {each.name: getattr(alone, each.name).copy() for each in fields(Decision)}
+    # the controller gave its devices the whole budget: all get as much as these on average, then it is cut
+    decided["hash_rate"][:] = own.hash_rate.mean()
     for name, values in decided.items():
-        values[free] = getattr(own, name)
-    # their part of the budget, which the controller thought to be all of it
-    decided["hash_rate"][free] *= len(free) / network.devices
+        values[list(free)] = getattr(own, name)
     decided["slot"][np.isin(decided["slot"] // network.sub_channels, away)] = LOCAL
     return project(network, state, Decision(**decided))

@@ -42,8 +42,15 @@ MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
 _T = TypeVar("_T")
 
 
-def screen(replies: Iterable[Message], read: Callable[[Message], _T]) -> tuple[list[_T], list[LeftOut]]:
-    """What `read` makes of the replies, and those that it refuses, with the rule that each breaks."""
+def screen(
+    replies: Iterable[Message],
+    read: Callable[[Message], _T],
+    device_of: Callable[[int], int | None] = lambda node: None,
+) -> tuple[list[_T], list[LeftOut]]:
+    """What `read` makes of the replies, and those that it refuses, with the rule that each breaks.
+
+    Who is refused has the name of the device that its node is known to be, or else that it says it is.
+    """
     usable: list[_T] = []
     left_out: list[LeftOut] = []
     for reply in replies:
@@ -53,9 +60,16 @@ def screen(replies: Iterable[Message], read: Callable[[Message], _T]) -> tuple[l
                 raise ReplyError(f"the client failed: {reply.error.reason}")
             usable.append(read(reply))
         except ReplyError as error:
-            device = None if reply.has_error() else _reported_device(reply.content)
+            device = device_of(node)
+            if device is None and not reply.has_error():
+                device = _reported_device(reply.content)
             left_out.append(LeftOut(f"node {node}" if device is None else f"device {device}", str(error)))
     return usable, left_out
+
+
+def from_nodes(replies: Iterable[Message]) -> list[Message]:
+    """Replies without those that the SuperLink makes up for nodes that are gone: they do not say which."""
+    return [r for r in replies if not (r.has_error() and r.metadata.src_node_id == r.metadata.dst_node_id)]
 
 
 def contribution(reply: Message, layout: Layout, weighted_by_key: str) -> Contribution:
@@ -127,9 +141,12 @@ def signed_bytes(content: RecordDict, key: str, size: int) -> bytes:
 def as_arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
     """All arrays of a record; raises ReplyError if one cannot be read."""
     try:
-        return {name: as_numpy(array) for name, array in record.items()}
+        arrays = {name: as_numpy(array) for name, array in record.items()}
     except Exception as error:  # whatever numpy makes of a stranger's bytes
-        raise ReplyError(f"arrays must be readable as numpy arrays: {error!r}") from error
+        raise ReplyError(f"arrays must be readable as numpy arrays: {error!r:.200}") from error
+    if odd := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise ReplyError(f"arrays must be numpy arrays, got an archive as {odd[0]!r:.80}")
+    return arrays
 
 
 def as_numpy(array: Array) -> NDArray[np.generic]:

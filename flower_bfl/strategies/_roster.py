@@ -1,6 +1,6 @@
 """Who is who: Flower's nodes, this run's devices, and the edge server of each device."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count
@@ -111,6 +111,16 @@ class Roster:
         """The device at a node, or the node if nobody knows which device it is."""
         return f"node {node}" if (device := self.device(node)) is None else f"device {device}"
 
+    def place(self, node: int) -> tuple[bool, int]:
+        """Where the node stands among others: devices by index, then nodes that nobody knows."""
+        device = self.device(node)
+        return device is None, node if device is None else device
+
+    def free(self, taken: Iterable[int] = ()) -> Iterator[int]:
+        """Indices that no node has, and that are not among `taken`, in order."""
+        taken = {*taken, *self._device_of.values()}
+        return (index for index in count() if index not in taken)
+
     def introduce(self, devices: Mapping[int, int]) -> None:
         """Take in nodes that said who they are, by device, before they sent anything else."""
         kept = {node: index for node, index in self._device_of.items() if index not in devices}
@@ -156,9 +166,7 @@ class Roster:
             reason = f"must be the only node that reports device {index}, got {len(claimants)} such nodes"
             left_out += [LeftOut(f"node {c.node}", reason) for c in claimants if admitted.get(index) is not c]
 
-        taken = {*claims, *self._device_of.values()}
-        free = (index for index in count() if index not in taken)
-        admitted |= zip(free, sorted(strangers, key=_content_order), strict=False)
+        admitted |= zip(self.free(claims), sorted(strangers, key=_content_order), strict=False)
         # a device that comes back under another node id takes its index along
         kept = {node: index for node, index in self._device_of.items() if index not in admitted}
         self._device_of = kept | {c.node: index for index, c in admitted.items()}

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from time import monotonic, sleep
-from typing import Unpack
+from types import SimpleNamespace
+from typing import Unpack, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -13,29 +13,29 @@ from flwr.serverapp import Grid
 from numpy.typing import ArrayLike
 
 from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Ledger, Role, Sender, draw_leader
-from flower_bfl.chain_adapter.records import (
-    RunRules,
-    consensus_payload,
-    model_payload,
-    report_payload,
-)
+from flower_bfl.chain_adapter.records import RunRules, model_payload, report_payload
 from flower_bfl.config import Consensus, ContractRules, LeaderRule, Mass, Mining, Outage, check_outages
 from flower_bfl.controller.base import Controller
 from flower_bfl.errors import ConfigError
 from flower_bfl.network import (
     Graph,
-    Mixing,
     MixingName,
     NetworkConfig,
     edge_graph,
     mixing_matrix,
     spectral_radius,
-    without,
 )
 from flower_bfl.strategies._controlled import Controlled
-from flower_bfl.strategies._edge_strategy import EdgeStrategy, FedAvgArguments, NamedArrays, as_record, these
-from flower_bfl.strategies._journal import OPERATOR, Journal, gradient_entries
+from flower_bfl.strategies._edge_strategy import EdgeStrategy, FedAvgArguments, NamedArrays, as_record
+from flower_bfl.strategies._journal import (
+    OPERATOR,
+    Journal,
+    consensus_entries,
+    gradient_entries,
+    model_entry,
+)
 from flower_bfl.strategies._miners import Seal, miners, seal
+from flower_bfl.strategies._outages import down_in, mixings_without, servers_down
 from flower_bfl.strategies._replies import Contribution
 from flower_bfl.strategies._roster import NOBODY, Association, Trained
 from flower_bfl.strategies.aggregation import (
@@ -85,7 +85,7 @@ class ConsensusBFL(EdgeStrategy):
     controller : decides before each round who offloads its data where, with how much power, bandwidth, CPU
         and hash rate, see docs/offloading.md; None: every device trains itself.
     network : the edge network that the controller decides in, with at least as many devices as there are;
-        None: the controller's own.
+        None: the controller's own. Its consensus takes `p2p_rounds` steps, whatever it says itself.
     most_offloaded_bytes : the largest data set that a device may offload.
     exchange_timeout_s : how long nodes have to report before a round, and then to send their data.
     wait_for_nodes_s : how long to wait for the nodes that FedAvg's arguments ask for.
@@ -116,7 +116,7 @@ class ConsensusBFL(EdgeStrategy):
         controller: Controller | None = None,
         network: NetworkConfig | None = None,
         most_offloaded_bytes: int = 2**28,
-        exchange_timeout_s: float = 60.0,
+        exchange_timeout_s: float = 300.0,
         wait_for_nodes_s: float = 300.0,
         **fedavg: Unpack[FedAvgArguments],
     ) -> None:
@@ -131,12 +131,7 @@ class ConsensusBFL(EdgeStrategy):
             raise ConfigError("`leader` must not be 'reputation' without `ledger` and `mining`")
         self.mining = mining
         self.seed = seed
-        self._controlled = None
-        if controller is not None:
-            self._controlled = Controlled(
-                controller, network, edge_servers, most_offloaded_bytes, exchange_timeout_s, seed
-            )
-        elif network is not None:
+        if controller is None and network is not None:
             raise ConfigError("`network` needs a `controller`, got none")
         super().__init__(
             edge_servers=edge_servers,
@@ -146,6 +141,20 @@ class ConsensusBFL(EdgeStrategy):
             require_signatures=require_signatures,
             **fedavg,
         )
+        self._controlled = None
+        if controller is not None:
+            self._controlled = Controlled(
+                controller,
+                network,
+                edge_servers=edge_servers,
+                p2p_rounds=p2p_rounds,
+                most_bytes=most_offloaded_bytes,
+                timeout_s=exchange_timeout_s,
+                seed=seed,
+                key=self.configrecord_key,
+                roster=self._roster,
+                screen_data=self._signatures.screen_data,
+            )
         self._recording = ledger is not None
         self._last_miners_server: int | None = None
         self._states: Vector | None = None  # made once: fresh memory of this size takes as long as filling it
@@ -161,8 +170,11 @@ class ConsensusBFL(EdgeStrategy):
         partials = PartialAggregates(gradients, weights, trained.server_of, self.edge_servers)
 
         # 2. The edge servers agree, step by step with their neighbours: (9).
-        down = self._down(server_round)
-        mass, mixings = self._initial_mass(trained, down), self._mixings(down)
+        down = down_in(self.outages, server_round)
+        mass, mixings = (
+            self._initial_mass(trained, down),
+            mixings_without(down, self.mixing, self.consensus.p2p_rounds),
+        )
         elected = self._elect(server_round, mass_after(mass, mixings), down)
         if elected is None:
             return self._skip(server_round, left_out)
@@ -175,7 +187,7 @@ class ConsensusBFL(EdgeStrategy):
         model = self._named(after, trained)
 
         # 4. All of it goes to the ledger, one block a phase, while the devices train on.
-        published = _model_entry(server_round, leader, passed, model)
+        published = model_entry(server_round, leader, passed, model)
         own = {
             "consensus-error": agreement.error,
             "consensus-bound": agreement.bound,
@@ -209,58 +221,37 @@ class ConsensusBFL(EdgeStrategy):
 
     # -- with a controller: who takes part, and with whose data -------------------------------------------
 
-    def _gather(self, server_round: int, grid: Grid) -> list[int]:
-        nodes = super()._gather(server_round, grid)
+    def _gather(self, server_round: int, config: ConfigRecord, grid: Grid) -> list[int]:
         if self._controlled is None:
-            return nodes
-        if not self._controlled.called:
-            nodes = self._await_nodes(grid, self._controlled.expected)
+            return super()._gather(server_round, config, grid)
         wanted = {"min_available_nodes": self.min_available_nodes, "min_train_nodes": self.min_train_nodes}
-        argument, needed = max(wanted.items(), key=lambda item: item[1])
-        until = monotonic() + self.wait_for_nodes_s
-        while len(devices := self._controlled.call(server_round, nodes, grid, self._roster)) < needed:
-            if monotonic() > until:
-                break
-            sleep(1)
-            nodes = list(grid.get_node_ids())
-        self._check_enough(argument, needed, devices)
-        return devices
+        return self._controlled.gather(server_round, config, grid, wanted, self._await)
 
     def _address(self, server_round: int, messages: list[Message], grid: Grid) -> list[Message]:
         if self._controlled is None or not messages:
             return messages
-        return self._controlled.open(
-            server_round, messages, self.configrecord_key, grid, self._roster, self._signatures.screen_data
-        )
+        return self._controlled.open(server_round, messages, grid)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """FedAvg's sample of nodes, among devices only."""
-        if self._controlled is not None:
-            grid = these(self._controlled.devices_of(grid))
-        return super().configure_evaluate(server_round, arrays, config, grid)
+        if (controlled := self._controlled) is None:
+            return super().configure_evaluate(server_round, arrays, config, grid)
+        devices = SimpleNamespace(get_node_ids=lambda: controlled.devices_of(grid))
+        return super().configure_evaluate(server_round, arrays, config, cast(Grid, devices))
 
     def _without(self, sender: Sender, reason: str) -> list[LeftOut]:
         if sender.role is Role.DEVICE or self._controlled is None:
             return super()._without(sender, reason)
-        left_out = [LeftOut(f"edge server {sender.index}", reason)]
-        return left_out + self._controlled.data_lost(sender.index)
+        return self._controlled.lost(sender.index, reason)
 
     def _data(self, server_round: int) -> list[Entry]:
         return [] if self._controlled is None else self._controlled.field.entries(server_round)
 
     def _decided(self) -> dict[str, float]:
         """The controller's part of the round's metrics."""
-        if self._controlled is None or (plan := self._controlled.field.plan) is None:
-            return {}
-        return {
-            "offloaded": len(self._controlled.field.sets),
-            "kept-local": len(self._controlled.field.kept_local),
-            "latency-s": float(plan.price.total_s),
-            "simulated-seconds": self._controlled.clock_s,
-            "controller-fallback": int(bool(plan.fallback)),
-        }
+        return {} if self._controlled is None else self._controlled.field.metrics(self._controlled.clock_s)
 
     def _race(self, trained: Trained, leader: int, server_round: int, size: int) -> Seal:
         assert self.mining is not None
@@ -273,9 +264,6 @@ class ConsensusBFL(EdgeStrategy):
 
     # -- the steps' details -------------------------------------------------------------------------------
 
-    def _down(self, server_round: int) -> list[Outage]:
-        return [outage for outage in self.outages if outage.round == server_round]
-
     def _receive(self, server_round: int, replies: Iterable[Message]) -> tuple[Trained, list[LeftOut]]:
         pooled: dict[int, Contribution] = {}
         lost: list[LeftOut] = []
@@ -283,29 +271,17 @@ class ConsensusBFL(EdgeStrategy):
             replies, pooled, lost = self._controlled.receive(replies, self._contribution)
         trained, left_out = super()._receive(server_round, replies)
         trained, left_out = trained.joined(pooled), left_out + lost
-        dead = _servers_down(self._down(server_round), 0)
-        cut_off = [
-            lost
-            for sender in trained.at(dead).senders
-            for lost in self._without(sender, "its edge server is down")
-        ]
-        return trained.at(set(range(self.edge_servers)) - dead), left_out + cut_off
+        dead = servers_down(down_in(self.outages, server_round), 0)
+        for sender in trained.at(dead).senders:
+            reason = "it is down" if sender.role is Role.SERVER else "its edge server is down"
+            left_out += self._without(sender, reason)
+        return trained.at(set(range(self.edge_servers)) - dead), left_out
 
     def _initial_mass(self, trained: Trained, down: Sequence[Outage]) -> Floats:
         if self.consensus.mass == "data":
             return data_shares(trained.samples, trained.server_of, self.edge_servers)
-        active = [server not in _servers_down(down, 0) for server in range(self.edge_servers)]
+        active = [server not in servers_down(down, 0) for server in range(self.edge_servers)]
         return np.array(active) / sum(active)
-
-    def _mixings(self, down: Sequence[Outage]) -> list[Mixing]:
-        return [
-            without(
-                self.mixing,
-                servers=_servers_down(down, step),
-                links=[outage.link for outage in down if outage.link is not None and outage.step <= step],
-            )
-            for step in range(self.consensus.p2p_rounds)
-        ]
 
     def _kept_states(self) -> Vector | None:
         """Room for every step's states, if they are to be recorded; those of the round before are by now."""
@@ -316,7 +292,7 @@ class ConsensusBFL(EdgeStrategy):
 
     def _elect(self, server_round: int, masses: Floats, down: Sequence[Outage]) -> tuple[int, int] | None:
         """The leader and how many were passed over; None if no server that is up has a share of the sum."""
-        dead = _servers_down(down, self.consensus.p2p_rounds)
+        dead = servers_down(down, self.consensus.p2p_rounds)
         rule = self.consensus.leader
         if isinstance(rule, int):
             first = rule
@@ -332,11 +308,11 @@ class ConsensusBFL(EdgeStrategy):
 
     def _skip(self, server_round: int, left_out: Sequence[LeftOut]) -> tuple[None, MetricRecord]:
         """The model stays as it is, and the ledger says why."""
-        down = self._down(server_round)
+        down = down_in(self.outages, server_round)
         elected = self._elect(server_round, np.ones(self.edge_servers), down)
         assert elected is not None  # `check_outages` saw to that
         leader, passed = elected
-        published = _model_entry(server_round, leader, passed, self._model)
+        published = model_entry(server_round, leader, passed, self._model)
         report = RoundReport(
             round=server_round, left_out=tuple(left_out), down=tuple(map(str, down)), leader=leader
         )
@@ -382,18 +358,9 @@ class ConsensusBFL(EdgeStrategy):
         gradients = gradient_entries(server_round, trained, sent, self.consensus.learning_rate)
         yield chain(data, gradients)
         for step, held in enumerate(states if states is not None else ()):
-            up = sorted(set(range(self.edge_servers)) - _servers_down(down, max(step - 1, 0)))
-            yield self._consensus_entries(server_round, step, held, up, trained)
+            up = sorted(set(range(self.edge_servers)) - servers_down(down, max(step - 1, 0)))
+            yield consensus_entries(server_round, step, {m: self.layout.arrays(held[m]) for m in up}, trained)
         yield closing
-
-    def _consensus_entries(
-        self, server_round: int, step: int, states: Vector, servers: Sequence[int], trained: Trained
-    ) -> Iterator[Entry]:
-        """x_m^(l) of the edge servers that are up, states: (m, p)."""
-        for server in servers:
-            state, members = self.layout.arrays(states[server]), trained.at([server]).senders
-            payload = consensus_payload(server_round, step, server, state, members)
-            yield Entry(Kind.CONSENSUS, server_round, Sender(Role.SERVER, server), payload, step)
 
     def _opening(self) -> list[Entry]:
         rules = RunRules(type(self).__name__, self.consensus, self.mixing)
@@ -420,12 +387,3 @@ class ConsensusBFL(EdgeStrategy):
             f"mass {self.consensus.mass}, leader {self.consensus.leader}",
             "Ledger": self._journal.describe(),
         } | ({} if self._controlled is None else {"Controller": self._controlled.name})
-
-
-def _model_entry(server_round: int, leader: int, passed: int, model: NamedArrays) -> Entry:
-    payload = model_payload(server_round, model)
-    return Entry(Kind.MODEL, server_round, Sender(Role.SERVER, leader), payload, passed)
-
-
-def _servers_down(down: Sequence[Outage], step: int) -> set[int]:
-    return {outage.server for outage in down if outage.server is not None and outage.step <= step}

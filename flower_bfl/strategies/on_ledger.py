@@ -179,7 +179,7 @@ class OnLedger(Strategy):
         """What is recorded as gradients, what is not, and the nodes that must sign and did not."""
         assert self._layout is not None, "aggregate_train comes after configure_train"
         read = partial(contribution, layout=self._layout, weighted_by_key=self.weighted_by_key)
-        usable, left_out = screen(replies, read)
+        usable, left_out = screen(replies, read, self._roster.device)
         finite = [each for each in usable if all(np.isfinite(a).all() for a in each.arrays.values())]
         left_out += [
             LeftOut(f"node {each.node}", "its arrays must be finite, got NaN or infinity")
