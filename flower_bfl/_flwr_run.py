@@ -339,10 +339,12 @@ def _outcome(environment: Mapping[str, str]) -> int:
 def _run_status(environment: Mapping[str, str]) -> str | None:
     """Status of the latest run, such as "running" or "finished:failed"; "" if no run, None if no answer."""
     command = [_executable("flwr"), "list", "--limit", "1", "--format", "json"]
+    # Jupyter and some CI set FORCE_COLOR, and coloured JSON is none.
+    plain = {"FORCE_COLOR": "", "TTY_COMPATIBLE": "0"}
     try:
         done = subprocess.run(
             command,
-            env=dict(environment),
+            env={**environment, **plain},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_STATUS_TIMEOUT_S,

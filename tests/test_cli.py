@@ -164,6 +164,27 @@ def test_settings_reach_the_app(
     assert calls == [(app, settings | {"run-folder": str(folder)}, nodes)]
 
 
+def test_an_app_that_declares_no_run_folder_runs_too(
+    app: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Such as a project that has never heard of one; to ask it for one is an error."""
+    (app / "pyproject.toml").write_text("[tool.flwr.app.config]\nrate = 0.1\n")
+    seen: list[dict[str, object]] = []
+
+    def fake_run(app: Path, run_config: dict[str, object], *, nodes: int) -> int:
+        seen.append(run_config)
+        return 0
+
+    monkeypatch.setattr(_flwr_run, "run_app", fake_run)
+    assert call(monkeypatch, "run", str(app)) == 0
+    assert seen == [{}]
+    monkeypatch.undo()
+    assert call(monkeypatch, "run", str(app), "--run-folder", "here") == 2
+    assert "declares (rate), got run-folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["graph", "graph=", "=ring", "graph = ring", "rate=0.1 oops"])
 def test_run_config_that_is_no_pairs(
     app: Path,

@@ -94,13 +94,14 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user's home and Flower settings, which are to stay as they are: empty; a proxy, a Ray cluster."""
+    """A user's home and Flower settings, which are to stay as they are: empty; a proxy, Ray, colours."""
     home, flower = tmp_path / "home", tmp_path / "users-flower"
     home.mkdir()
     flower.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("FLWR_HOME", str(flower))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    monkeypatch.setenv("FORCE_COLOR", "1")
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy"):

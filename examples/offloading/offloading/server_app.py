@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from flower_bfl.network import NetworkConfig
 from offloading.task import dataset
 
 CONTROLLERS = {
-    "a2c": A2CController.pretrained,
+    "a2c": partial(A2CController.pretrained, decoding="sorted"),
+    "a2c-assignment": A2CController.pretrained,
     "assignment": AssignmentController,
     "near-optimal": NearOptimalController,
     "greedy": GreedyController,

@@ -75,12 +75,13 @@ def check_settings(config: dict[str, Any]) -> None:
 def make_strategy(config: dict[str, Any], folder: Path) -> Strategy:
     """FedAvg, or several edge servers in its place."""
     devices = config["devices"]
+    least = config["min-devices"] or devices
     sampling = {
         "fraction_train": config["fraction-train"],
         "fraction_evaluate": config["fraction-evaluate"],
-        "min_train_nodes": max(1, round(config["fraction-train"] * devices)),
-        "min_evaluate_nodes": max(1, round(config["fraction-evaluate"] * devices)),
-        "min_available_nodes": devices,
+        "min_train_nodes": max(1, round(config["fraction-train"] * least)),
+        "min_evaluate_nodes": max(1, round(config["fraction-evaluate"] * least)),
+        "min_available_nodes": least,
     }
     name = config["strategy"]
     if name == "fedavg":
