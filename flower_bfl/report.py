@@ -2,7 +2,8 @@
 
 Each line of `rounds.jsonl` is a JSON object, one a round, of which this module reads "round", "evaluate"
 (central "accuracy" and "loss"), "train" (the devices' mean "train-loss"), "consensus_error",
-"consensus_bound", "transactions", "gas", "chain_seconds", "train_seconds", "leader", "miner" and "left_out".
+"consensus_bound", "transactions", "gas", "chain_seconds", "train_seconds", "leader", "miner" and "left_out";
+of a run with a controller also "simulated_seconds", "latency_s", "server_data", "kept_local" and "fallback".
 Any of them may be missing: a run without a ledger has no gas.
 """
 
@@ -35,6 +36,15 @@ _ROUNDING = 1e-16
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _BLUE, _ORANGE, _GREEN, _PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+
+_PHASES = {  # of a round, with a colour each, see `flower_bfl.network.Price`
+    "offload": "#56B4E9",
+    "edge": _BLUE,
+    "local": _ORANGE,
+    "upload": "#F0E442",
+    "consensus": _GREEN,
+    "mining": "0.6",
+}
 
 
 def read_rounds(folder: Path) -> list[Round]:
@@ -76,6 +86,7 @@ def summary(folder: Path) -> str:
     trained = sum(number > 0 for number in _numbers(rounds))
     rows += _ledger_rows(rounds, trained)
     rows += _time_rows(rounds)
+    rows += _controller_rows(rounds)
     leaders = Counter(str(one["leader"]) for one in rounds if one.get("leader") is not None)
     if leaders:
         rows.append(("leaders", ", ".join(f"{leader}: {count}" for leader, count in sorted(leaders.items()))))
@@ -91,6 +102,8 @@ def summary(folder: Path) -> str:
 
 def draw_curves(folder: Path) -> Path:
     """Draw accuracy, loss, consensus error, seconds and gas against rounds, as far as the run has them.
+
+    With a controller also accuracy against simulated seconds, and the latency of each round by phase.
 
     Returns:
         The picture, `curves.png` in the folder.
@@ -117,11 +130,12 @@ def draw_curves(folder: Path) -> Path:
         for j, draw in enumerate(row):
             axes = figure.add_subplot(grid[i, j * width : (j + 1) * width])
             draw(axes)
-            axes.set_xlabel("round")
-            axes.set_xlim(first - 0.7, last + 0.7)
-            axes.xaxis.set_major_locator(
-                MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
-            )
+            if not axes.get_xlabel():
+                axes.set_xlabel("round")
+                axes.set_xlim(first - 0.7, last + 0.7)
+                axes.xaxis.set_major_locator(
+                    MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+                )
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", color="0.9", linewidth=0.8)
             axes.set_axisbelow(True)
@@ -209,6 +223,22 @@ def _time_rows(rounds: list[Round]) -> list[tuple[str, str]]:
     return rows
 
 
+def _controller_rows(rounds: list[Round]) -> list[tuple[str, str]]:
+    _, clock = _series(rounds, "simulated_seconds")
+    if not clock.size:
+        return []
+    rows = [("simulated time", f"{clock[-1]:,.1f} s ({clock[-1] / max(1, clock.size):,.2f} s a round)")]
+    offloaded = sum(len(devices) for one in rounds for devices in one.get("server_data", ()))
+    everybody = sum(int(one.get("devices", 0)) for one in rounds)
+    rows.append(("offloaded", f"{offloaded:,} of {everybody:,} data sets"))
+    kept = [len(one["kept_local"]) for one in rounds if one.get("kept_local")]
+    if kept:
+        rows.append(("kept local", f"{sum(kept)} that were to be offloaded, in {len(kept)} rounds"))
+    if fallbacks := sum(bool(one.get("fallback")) for one in rounds):
+        rows.append(("fallback", f"in {fallbacks} rounds, for want of a feasible decision of the controller"))
+    return rows
+
+
 # --- the picture's panels -----------------------------------------------------------------------------------
 
 
@@ -220,12 +250,16 @@ def _panels(rounds: list[Round]) -> list[Callable[["Axes"], None]]:
     later = [one for number, one in zip(_numbers(rounds), rounds, strict=True) if number > 0]
     seconds = _above(0.0, later, "train_seconds"), _above(0.0, later, "chain_seconds")
     gas = _series(rounds, "gas")
+    clock = _series(rounds, "simulated_seconds")
+    phases = {name: _series(rounds, "latency_s", name) for name in _PHASES}
     panels: list[tuple[bool, Callable[[Axes], None]]] = [
         (_any(accuracy), lambda axes: _draw_accuracy(axes, accuracy)),
         (_any(*losses), lambda axes: _draw_loss(axes, *losses)),
         (_any(*consensus), lambda axes: _draw_consensus(axes, *consensus)),
         (_any(*seconds), lambda axes: _draw_seconds(axes, *seconds)),
         (bool(gas[1].any()), lambda axes: _draw_gas(axes, gas)),
+        (_any(accuracy) and _any(clock), lambda axes: _draw_by_clock(axes, accuracy, clock)),
+        (any(_any(phase) for phase in phases.values()), lambda axes: _draw_latency(axes, phases)),
     ]
     return [draw for has_data, draw in panels if has_data]
 
@@ -308,3 +342,30 @@ def _draw_gas(axes: "Axes", gas: _Series) -> None:
     _from_zero(axes, cumulative)
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_title("Gas, cumulative")
+
+
+def _draw_by_clock(axes: "Axes", accuracy: _Series, clock: _Series) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    at = dict(zip(*(part.tolist() for part in clock), strict=True)) | {0: 0.0}
+    known = np.array([number in at for number in accuracy[0]])
+    seconds = np.array([at[number] for number in accuracy[0][known]])
+    axes.plot(
+        seconds, accuracy[1][known], color=_BLUE, marker="o" if known.sum() <= 40 else None, markersize=3
+    )
+    axes.set_xlabel("simulated seconds")
+    axes.set_xlim(left=0.0)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+    axes.set_title("Accuracy against simulated time")
+
+
+def _draw_latency(axes: "Axes", phases: dict[str, _Series]) -> None:
+    bottom = np.zeros(0)
+    for name, (numbers, values) in phases.items():
+        if not values.any():
+            continue
+        bottom = np.zeros(values.size) if bottom.size != values.size else bottom
+        axes.bar(numbers, values, 0.8, bottom, color=_PHASES[name], label=name)
+        bottom = bottom + values
+    axes.set_title("Decided latency a round, seconds")
+    axes.legend(frameon=False, reverse=True, loc="upper left", bbox_to_anchor=(1.0, 1.0))

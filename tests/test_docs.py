@@ -83,6 +83,17 @@ def test_the_controller_example_runs(capsys):
     assert 5 < float(capsys.readouterr().out) < 15
 
 
+def test_the_offloading_examples_run_together(tmp_path, monkeypatch, federation):
+    monkeypatch.chdir(tmp_path)
+    import field
+
+    names = run_page("offloading.md", {})
+    result = names["strategy"].start(field.Field([names["app"]] * 25), field.start_weights(), num_rounds=1)
+    assert list(result.arrays) == ["w"]
+    (report,) = names["strategy"].reports[1:]
+    assert report.devices == 20 and sum(map(len, report.server_data)) > 10 and not report.left_out
+
+
 def test_the_network_model_lists_every_setting_with_its_default():
     page = (ROOT / "docs" / "network-model.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\|[^|]*\| `([\w.]+)` \| `([^`]+)` \|", page, re.M)
