@@ -57,7 +57,7 @@ class RoundReport:
     miner: str = ""  # who sealed the block; empty where nobody mines
     mining_seconds: float | None = None  # simulated time of the race
     forks: int = 0  # blocks orphaned in the race
-    signed_devices: tuple[int, ...] = ()  # device indices that signed with a key of their own
+    signed_devices: tuple[int, ...] = ()  # devices that signed, with keys of their own, what they sent
     model_digest: str = ""  # SHA-256 of the model's canonical encoding
     head: str = ""  # hash of the round's BFL block; empty without a ledger
     ledger: LedgerCost = field(default_factory=LedgerCost)

@@ -143,7 +143,7 @@ def test_both_versions_run_and_agree(
         names["main"](Devices(client_app, config), SimpleNamespace(run_id=7, run_config=config))
         printed[strategy] = capsys.readouterr().out
     np.testing.assert_allclose(models["ConsensusBFL"], models["FedAvg"], atol=1e-5)
-    assert np.abs(models["FedAvg"][-1] - models["FedAvg"][0]).max() > 0.1
+    assert np.abs(models["FedAvg"][-1] - models["FedAvg"][0]).max() > 0.05
     assert printed["FedAvg"] == printed["ConsensusBFL"] != ""
     assert audit_of(tmp_path / "runs" / "7") == 2
 

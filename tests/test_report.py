@@ -149,3 +149,50 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError):
         draw_curves(tmp_path)
+
+
+def controlled(number: int) -> dict[str, Any]:
+    """A round with a controller."""
+    phases = {"offload": 1.0, "edge": 2.0, "local": 3.0, "upload": 0.0, "consensus": 0.1, "mining": 4.0}
+    return a_round(number) | {
+        "devices": 4,
+        "server_data": [[0, 2], [1]],
+        "latency_s": phases | {"total": 10.1},
+        "simulated_seconds": 10.1 * number,
+        "kept_local": [{"who": "device 1", "reason": "NaN"}] if number == 2 else [],
+        "fallback": "the controller failed" if number == 3 else "",
+    }
+
+
+def test_a_run_with_a_controller_is_summed_up(tmp_path: Path) -> None:
+    lines = dict(
+        line.split("  ", 1)
+        for line in summary(write(tmp_path, *(controlled(k) for k in (1, 2, 3)))).splitlines()
+    )
+    told = {name: lines[name].strip() for name in ("simulated time", "offloaded", "kept local", "fallback")}
+    assert told == {
+        "simulated time": "30.3 s (10.10 s a round)",
+        "offloaded": "9 of 12 data sets",
+        "kept local": "1 that were to be offloaded, in 1 rounds",
+        "fallback": "in 1 rounds, for want of a feasible decision of the controller",
+    }
+    assert "simulated time" not in summary(write(tmp_path, a_round(1)))
+
+
+def test_accuracy_is_drawn_against_simulated_time_and_latency_by_phase(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from flower_bfl import report
+
+    rounds = [a_round(1) | {"round": 0}, *(controlled(k) for k in (1, 2, 3))]
+    figure = Figure()
+    drawn = {}
+    for draw in report._panels(rounds):
+        axes = figure.add_subplot()
+        draw(axes)
+        drawn[axes.get_title()] = axes
+    clock = drawn["Accuracy against simulated time"].lines[0].get_xdata()
+    assert clock.tolist() == pytest.approx([0.0, 10.1, 20.2, 30.3])
+    bars = drawn["Decided latency a round, seconds"].patches
+    assert max(bar.get_y() + bar.get_height() for bar in bars) == pytest.approx(10.1)
+    assert len(bars) == 3 * 5  # upload takes no time, and has no colour in the legend

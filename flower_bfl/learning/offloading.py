@@ -80,9 +80,7 @@ def offloadable(
             size, most = _size(samples), _number(message, "most-bytes")
             if size > most:
                 raise ReplyError(f"a data set must have at most {most} bytes to be offloaded, got {size}")
-            arrays = ArrayRecord(
-                {name: Array(np.ascontiguousarray(array)) for name, array in samples.items()}
-            )
+            arrays = ArrayRecord({name: Array(array) for name, array in samples.items()})
             return Message(RecordDict({_DATA: arrays}), reply_to=message)
 
         @app.train("edge")

@@ -67,8 +67,10 @@ class Field:
 
     def noted(self, report: RoundReport, clock_s: float) -> RoundReport:
         """The report with what was decided; `clock_s` is the simulated time at the end of the round."""
+        signed = [device for device, one in self.sets.items() if one.signature]
         report = replace(
             report,
+            signed_devices=tuple(sorted({*report.signed_devices, *signed})),
             kept_local=tuple(self.kept_local),
             simulated_seconds=clock_s,
             report_seconds=self.report_seconds,

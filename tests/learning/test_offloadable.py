@@ -144,9 +144,11 @@ ODD = [
     ({}, "must be arrays with a row for each sample"),
     ({"x": X, "y": Y[1:]}, "{'x': 4, 'y': 3}"),
     ({"x": X, "y": 3}, "{'x': 4, 'y': None}"),
+    ({"x": 3, "y": 3}, "must be arrays with a row for each sample"),
     ({"x": X, "y": [[1], [2, 3]]}, "inhomogeneous"),
     (None, "has no attribute 'items'"),
     (lambda message: 1 / 0, "ZeroDivisionError"),
+    (lambda message: {}["x" * 10**6], "KeyError('xxxx"),
 ]
 
 
@@ -206,9 +208,10 @@ def sent(client, **arguments):
 
 
 def test_what_is_sent_is_what_there_is():
-    arrays = sent(Client({"x": X[:, ::2], "y": [1, 2, 3, 4]}))
-    assert list(arrays) == ["x", "y"]
+    arrays = sent(Client({"x": X[:, ::2], "f": np.asfortranarray(X), "y": [1, 2, 3, 4]}))
+    assert list(arrays) == ["x", "f", "y"]
     np.testing.assert_array_equal(arrays["x"], X[:, ::2])
+    np.testing.assert_array_equal(arrays["f"], X)
     np.testing.assert_array_equal(arrays["y"], [1, 2, 3, 4])
 
 

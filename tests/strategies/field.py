@@ -21,6 +21,8 @@ Fault = Callable[
 RATE = 0.05  # of gradient descent
 EDGE_STEPS = 7  # of edge server 0; each next one takes one more
 
+UNPLUGGED = "Node Unavailable"  # Flower's reason
+
 
 class Field:
     """Grid whose nodes run ClientApps, with random ids and replies in random order, as Flower's.
@@ -93,11 +95,21 @@ def _from(reply: Message | RecordDict | None, message: Message) -> Message | Non
     """The reply as of the original message."""
     if reply is None or isinstance(reply, RecordDict):
         return None if reply is None else Message(reply, reply_to=message)
+    if reply.has_error() and reply.error.reason == UNPLUGGED:
+        made_up = Message(reply.error, reply_to=message)
+        # the SuperLink's own message: from itself to itself, so that it does not say which node is gone
+        made_up.metadata.__dict__["_src_node_id"] = made_up.metadata.__dict__["_dst_node_id"] = 1
+        return made_up
     return Message(reply.error if reply.has_error() else reply.content, reply_to=message)
 
 
 def silent(message: Message) -> None:
     """No reply at all."""
+
+
+def unplugged(message: Message) -> Message:
+    """What Flower's SuperLink makes up for a node that has lost its power."""
+    return Message(Error(code=5, reason=UNPLUGGED), reply_to=message)
 
 
 def failing(reason: str = "out of battery", code: int = 2) -> Fault:
@@ -118,6 +130,20 @@ def when(kind: str, fault: Fault, *, rounds: Iterable[int] | None = None) -> Fau
         if message.metadata.message_type != kind or (rounds is not None and server_round not in rounds):
             raise LookupError
         return fault(message)
+
+    return reply
+
+
+def either(*faults: Fault) -> Fault:
+    """The first of some faults that there is."""
+
+    def reply(message: Message) -> Message | RecordDict | None:
+        for fault in faults:
+            try:
+                return fault(message)
+            except LookupError:
+                continue
+        raise LookupError
 
     return reply
 

@@ -19,11 +19,13 @@ from field import (
     roomy,
     silent,
     start_weights,
+    unplugged,
     when,
 )
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
-from flower_bfl import ConfigError, ConsensusBFL, FlowerBFLError, Outage
+from flower_bfl import ConfigError, ConsensusBFL, EvmLedger, FlowerBFLError, Outage
+from flower_bfl.chain_adapter import Kind
 from flower_bfl.types import LeftOut
 
 # -- devices ---------------------------------------------------------------------------------------------
@@ -110,6 +112,7 @@ def test_a_device_whose_data_cannot_be_used_trains_alone(tmp_path, caplog):
 
 SILENT = [
     ("silent", silent, "it did not send its data in time"),
+    ("unplugged", unplugged, "it did not send its data in time"),
     ("gone", failing("node unavailable", code=5), "it did not send its data: node unavailable"),
     ("crashed", failing("killed", code=8), "it did not send its data: killed"),
 ]
@@ -117,12 +120,12 @@ SILENT = [
 
 def test_a_device_that_is_gone_when_its_data_are_asked_for_is_left_out(tmp_path, caplog):
     faults = {0: in_turn("query.offload", [fault for _, fault, _ in SILENT])}
-    strategy, grid = checked_run(tmp_path, faults=faults, rounds=4)
+    strategy, grid = checked_run(tmp_path, faults=faults, rounds=1 + len(SILENT))
     for k, (_, _, reason) in enumerate(SILENT, start=1):
         assert strategy.reports[k].left_out == (LeftOut("device 0", reason),)
         assert f"round {k}: device 0 left out: {reason}" in caplog.text
         assert 0 not in grid.told("train", k)
-    assert usual(strategy.reports[4])
+    assert usual(strategy.reports[-1])
 
 
 def LOOK_AWAY(message):  # noqa: N802
@@ -131,6 +134,7 @@ def LOOK_AWAY(message):  # noqa: N802
 
 NO_REPORT = [
     ("silent", silent, "no report in time"),
+    ("unplugged", unplugged, "no report in time"),
     ("gone", failing("node unavailable", code=5), "it did not report: node unavailable"),
     ("raises", failing("no idea"), "it did not report: no idea"),
     ("garbage", answering(flower_bfl=ConfigRecord({"role": "device", "index": -1})), "got 'device' with -1"),
@@ -229,6 +233,7 @@ def weights(values, samples=None, steps=3):
 
 BAD_EDGE = [
     ("silent", silent, "no reply in time"),
+    ("unplugged", unplugged, "no reply in time"),
     ("raises", failing("no memory"), "the client failed: no memory"),
     ("gone", failing("node unavailable", code=5), "the client failed: node unavailable"),
     ("NaN", weights([1, np.nan, 1, 1]), "must be finite, got NaN or infinity"),
@@ -351,6 +356,9 @@ def test_a_round_in_which_all_fail_keeps_the_model(tmp_path):
     faults = {n: when("train", failing("no memory"), rounds=[2]) for n in (3, 4)}
     faults |= {place: when("train.edge", silent, rounds=[2]) for place in (EDGE_0, EDGE_1)}
     strategy, _ = checked_run(tmp_path, faults=faults)
+    entries = EvmLedger(tmp_path / "chain").entries()
+    sent = [entry.sender.index for entry in entries if (entry.kind, entry.round) == (Kind.DATA, 2)]
+    assert sent == [0, 1, 2]  # that is on the ledger, whatever became of it
     assert [one.who for one in strategy.reports[2].left_out] == [
         "device 3", "device 4", "edge server 0", "device 0", "device 1", "edge server 1", "device 2"
     ]  # fmt: skip

@@ -9,6 +9,7 @@ from field import (
     Field,
     Scripted,
     arrived,
+    either,
     failing,
     fit,
     least_squares_app,
@@ -195,6 +196,17 @@ def test_plain_apps_are_asked_once_and_always_train_alone():
         assert not report.left_out
 
 
+def test_a_device_that_reports_late_gets_its_index_from_whoever_had_it_meanwhile():
+    apps = [least_squares_app(new_points)] * 2 + [plain_app(new_points, named=False)]
+    grid = Field(
+        apps + [least_squares_app(new_points)] * 2, faults={0: when("query.report", silent, rounds=[1])}
+    )
+    strategy = run(grid, [1], [0, 1], rounds=3, devices=3)
+    seen = [(sum(report.server_devices, ()), report.server_data) for report in strategy.reports[1:]]
+    assert seen == [((0,), ((), (1,))), ((2,), ((0,), (1,))), ((2,), ((0,), (1,)))]
+    assert sorted(config["offload"] for config in grid.told("train", 3).values()) == [False]
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_a_federation_of_plain_apps_alone_learns_as_without_a_controller(named):
     apps = [plain_app(new_points, named=named)] * 5
@@ -357,22 +369,20 @@ def unsteady(message, context):
 
 def test_a_run_does_not_depend_on_node_ids_or_on_which_reply_comes_first():
     def one(seed):
-        faults = {
-            0: when("train", failing("no memory"), rounds=[2, 4]),
-            2: when("train", failing("no memory"), rounds=[2, 4]),
-            3: when("query.report", silent, rounds=[3]),
-            5: when("query.report", silent, rounds=[3]),
-            6: when("train.edge", failing(code=5), rounds=[4]),
-        }
+        fails = when("train", failing("no memory"), rounds=[2])
+        is_silent = when("train", silent, rounds=[4])
+        faults = dict.fromkeys((0, 2), either(fails, is_silent))
+        faults |= dict.fromkeys((3, 5), when("query.report", silent, rounds=[3]))
+        faults[6] = when("train.edge", failing(code=5), rounds=[4])
         apps = [least_squares_app(unsteady)] * 8
         apps[1] = plain_app(unsteady)
         ledger = MemoryLedger()
         # devices 0, 2, 3, 4, 5; in round 3 without 3 and 5
         script = (
             [0, 1, 1, 0, None],
-            [None, 0, None, 1, 0],
+            [None, None, 1, 0, 0],
             [0, 1, None],
-            [None, 0, 0, 1, None],
+            [None, None, 0, 1, 1],
             [0, 1, 0, 1, 0],
         )
         controller = Scripted(roomy(6, 2), *script)
@@ -381,9 +391,10 @@ def test_a_run_does_not_depend_on_node_ids_or_on_which_reply_comes_first():
         timeless = {
             name: 0 for name in ("report_seconds", "decide_seconds", "offload_seconds", "train_seconds")
         } | {"wait_seconds": 0, "aggregate_seconds": 0, "ledger": None}
-        return ledger.head, [replace(report, **timeless) for report in strategy.reports]
+        return list(ledger.entries()), [replace(report, **timeless) for report in strategy.reports]
 
-    first, again = one(1), one(2)
-    assert first[0] == again[0]
-    assert first[1] == again[1]
-    assert any(report.left_out for report in first[1]) and any(report.kept_local for report in first[1])
+    entries, reports = one(1)
+    for seed in (2, 3, 4):
+        assert one(seed) == (entries, reports)
+    assert any(report.left_out for report in reports) and any(report.kept_local for report in reports)
+    assert len({report.head for report in reports}) == 6

@@ -92,6 +92,7 @@ def test_devices_that_offload_sign_with_keys_of_their_own(tmp_path):
     strategy, report = run(tmp_path, field(signing()))
     assert [one.server_data for one in strategy.reports[1:]] == [((0, 1), (2,))] * 2
     assert [one.kept_local for one in strategy.reports[1:]] == [()] * 2
+    assert [one.signed_devices for one in strategy.reports[1:]] == [tuple(range(DEVICES))] * 2
     assert accounts(tmp_path, Kind.DATA) == [(device(n), address(key(n))) for n in SENT_TO] * 2
     expected = [f"{device(n)} (0x{address(key(n)).hex()})" for n in range(DEVICES)]
     assert sorted(report.own_keys) == expected
