@@ -64,6 +64,7 @@ def test_there_are_notebooks() -> None:
     assert len(NOTEBOOKS) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_it_runs_from_top_to_bottom_and_shows_what_is_stored(
     name: str,

@@ -27,7 +27,7 @@ def executed(path: Path, folder: Path, **environment: str) -> nbformat.NotebookN
     examples = shutil.copytree(FOLDER.parent, folder / "examples", ignore=ignored)
     client = NotebookClient(
         notebook,
-        timeout=240,
+        timeout=900,
         record_timing=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(examples / FOLDER.name)}},

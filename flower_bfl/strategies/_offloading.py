@@ -14,7 +14,14 @@ from flower_bfl.chain_adapter.base import Entry, Kind, Role, Sender
 from flower_bfl.chain_adapter.records import DataSet, DataUnion
 from flower_bfl.errors import PayloadError, ReplyError
 from flower_bfl.strategies._journal import logger
-from flower_bfl.strategies._replies import ADDRESS_KEY, SIGNATURE_KEY, as_arrays, from_nodes, signed_bytes
+from flower_bfl.strategies._replies import (
+    ADDRESS_KEY,
+    LONGEST_REASON,
+    SIGNATURE_KEY,
+    as_arrays,
+    from_nodes,
+    signed_bytes,
+)
 from flower_bfl.types import LeftOut
 
 OFFLOAD = "query.offload"
@@ -109,10 +116,11 @@ class DataLink:
                 refused[device] = str(error)
         refused |= self._odd(sets)
         refused |= self._screen(server_round, {n: one for n, one in sets.items() if n not in refused})
-        for device, reason in sorted(refused.items()):
-            logger.log(WARNING, "round %d: device %d keeps its data: %s", server_round, device, reason)
-        fitting = {n: one for n, one in sorted(sets.items()) if n not in refused}
-        return Fetched(fitting, _named(refused), _named(gone), frozenset(gone))
+        kept = _named(refused)
+        for one in kept:
+            logger.log(WARNING, "round %d: %s keeps its data: %s", server_round, one.who, one.reason)
+        fitting = {n: data for n, data in sorted(sets.items()) if n not in refused}
+        return Fetched(fitting, kept, _named(gone), frozenset(gone))
 
     def _question(self, node: int, config: ConfigRecord) -> Message:
         asked = ConfigRecord({**config, "most-bytes": self._most_bytes})
@@ -172,7 +180,7 @@ def union_of(sets: Mapping[int, Offloaded]) -> tuple[DataUnion, float]:
 
 
 def _named(reasons: Mapping[int, str]) -> list[LeftOut]:
-    return [LeftOut(f"device {device}", reason) for device, reason in sorted(reasons.items())]
+    return [LeftOut(f"device {n}", reason[:LONGEST_REASON]) for n, reason in sorted(reasons.items())]
 
 
 def _text(schema: Schema) -> str:

@@ -21,6 +21,7 @@ DEVICE_KEY = "device-index"
 STEPS_KEY = "num-steps"
 SIGNATURE_KEY = "flower-bfl-signature"
 ADDRESS_KEY = "flower-bfl-address"
+LONGEST_REASON = 300  # characters: reasons may quote strangers, and go to the ledger
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,8 @@ def screen(
             device = device_of(node)
             if device is None and not reply.has_error():
                 device = _reported_device(reply.content)
-            left_out.append(LeftOut(f"node {node}" if device is None else f"device {device}", str(error)))
+            who = f"node {node}" if device is None else f"device {device}"
+            left_out.append(LeftOut(who, str(error)[:LONGEST_REASON]))
     return usable, left_out
 
 

@@ -61,6 +61,7 @@ OBJECTS = stored(np.save, np.array([{}, {}], object), allow_pickle=True)
 
 BAD_DATA = [
     ("raises", failing("no, thanks"), "it did not send its data: no, thanks"),
+    ("a long name", data(**{"z" * 10**5: Y.astype(str)}), "array 'zzzz"),
     ("nothing", answering(), "must hold the arrays 'flower-bfl-data', got []"),
     ("metrics", answering(flower_bfl_data=MetricRecord({"x": 1.0})), "must hold the arrays"),
     ("no arrays", data(), ROW),
@@ -102,9 +103,10 @@ def test_a_device_whose_data_cannot_be_used_trains_alone(tmp_path, caplog):
     for k, (what, _, reason) in enumerate(BAD_DATA, start=1):
         report = strategy.reports[k]
         (kept,) = report.kept_local
-        assert kept.who == "device 0" and reason in kept.reason, what
+        assert kept.who == "device 0" and reason in kept.reason and len(kept.reason) <= 300, what
         assert f"round {k}: device 0 keeps its data: {kept.reason}" in caplog.text
         assert report.server_data == ((1,), (2,)) and not report.left_out
+        assert (report.train["kept-local"], report.train["offloaded"]) == (1, 2)
         told = grid.told("train", k)[0]
         assert told["offload"] is False and told["cpu-hz"] > 0 and "power-w" not in told
     assert usual(strategy.reports[-1])
@@ -235,6 +237,7 @@ BAD_EDGE = [
     ("silent", silent, "no reply in time"),
     ("unplugged", unplugged, "no reply in time"),
     ("raises", failing("no memory"), "the client failed: no memory"),
+    ("raises at length", failing("no " * 10**5), "the client failed: no no no"),
     ("gone", failing("node unavailable", code=5), "the client failed: node unavailable"),
     ("NaN", weights([1, np.nan, 1, 1]), "must be finite, got NaN or infinity"),
     ("shape", weights([1, 1]), "array 'w' must have shape (4,), got (2,)"),
@@ -254,7 +257,7 @@ def test_an_edge_server_that_fails_is_left_out_with_the_data_that_it_had(tmp_pat
     for k, (_, _, reason) in enumerate(BAD_EDGE, start=1):
         report = strategy.reports[k]
         edge, *devices = report.left_out
-        assert edge.who == "edge server 0" and reason in edge.reason
+        assert edge.who == "edge server 0" and reason in edge.reason and len(edge.reason) <= 300
         assert devices == [LeftOut("device 0", had), LeftOut("device 1", had)]
         assert f"round {k}: edge server 0 left out: {edge.reason}" in caplog.text
         assert report.server_data == ((), (2,)) and report.devices == 3
