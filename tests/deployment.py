@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flower_bfl import _flwr_run
-from flower_bfl._processes import end_processes, family
+from flower_bfl._processes import Process, end_processes, family
 
 POLL_S = "0.2"  # how often a node looks for work; Flower's second adds up where nothing else takes time
 CONNECTION = (
@@ -48,7 +48,7 @@ class Deployment:
 
     def kill(self, node: int) -> None:
         """SIGKILL to a SuperNode and all it has started, as when a machine loses its power."""
-        known: set = set()
+        known: set[Process] = set()
         while known := family(_mark(self.marker, node), known):
             for process in known:
                 try:
@@ -56,6 +56,10 @@ class Deployment:
                 except ProcessLookupError:
                     continue
             time.sleep(0.05)
+
+    def received(self, node: int) -> int:
+        """How many messages a SuperNode has got."""
+        return self.log(f"node-{node}").count("Receiving: ")
 
     def log(self, name: str) -> str:
         """What "superlink", "node-3" or "run" has said."""

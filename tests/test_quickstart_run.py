@@ -97,7 +97,9 @@ def test_the_same_seed_gives_the_same_chain_bit_for_bit(run, tmp_path):
         chain.close()
 
 
-@pytest.mark.parametrize(("strategy", "signed"), [("fedadam", True), ("krum", False)])
+@pytest.mark.parametrize(
+    ("strategy", "signed"), [("fedadam", True), pytest.param("krum", False, marks=pytest.mark.slow)]
+)
 def test_flowers_own_strategies_on_the_ledger(tmp_path, strategy, signed):
     """In a real run, with devices that sign with keys of their own or with derived ones."""
     sign = str(signed).lower()
