@@ -94,6 +94,23 @@ def test_a_run_survives_a_node_that_dies(case, tmp_path):
     assert report.finding is None and report.checked.models_recomputed == case.settings["num-server-rounds"]
 
 
+@pytest.mark.slow
+def test_a_project_that_only_changed_its_strategy_survives_it_too():
+    """Its clients do not say who they are; it writes below the folder in which the SuperLink was started."""
+    with deployed(devices(4)) as deployment:
+        until = time.monotonic() + LIMIT_S
+        settings = {"num-server-rounds": 3, "fraction-evaluate": 0.0}
+        process = deployment.run(EXAMPLES / "existing_project", settings)
+        while process.poll() is None and deployment.received(1) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        deployment.kill(1)
+        assert deployment.outcome(process, until - time.monotonic()) == 0, deployment.log("run")[-4000:]
+        (folder,) = deployment.folder.glob("runs/*")
+        report = audit(folder)
+    assert report.finding is None and report.checked.models_recomputed == 3
+    assert report.checked.gradients == 4 + 3 + 3
+
+
 def test_the_pages_commands_have_options_that_exist(tmp_path):
     page = (EXAMPLES.parent / "docs" / "deployment.md").read_text(encoding="utf-8")
     blocks = "".join(re.findall(r"^```sh\n(.*?)^```", page, re.M | re.S)).replace("\\\n", "")
