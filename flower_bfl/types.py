@@ -3,6 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+# Names in messages between server and clients, see docs/offloading.md and docs/keys.md.
+REPORT = "query.report"  # who are you, and what have you this round?
+OFFLOAD = "query.offload"  # send your data
+EDGE = "train.edge"  # train on the data that come with this
+OWN_RECORD = "flower-bfl"  # of a reply: a node's report, or the device's signature
+DATA_RECORD = "flower-bfl-data"
+SIGNATURE_KEY = "flower-bfl-signature"
+ADDRESS_KEY = "flower-bfl-address"
+
 
 @dataclass(frozen=True)
 class DeviceReport:

@@ -22,8 +22,9 @@ from flower_bfl.chain_adapter.records import (
 )
 from flower_bfl.config import Consensus, Outage, check_outages
 from flower_bfl.errors import ConfigError, LedgerError, PayloadError
-from flower_bfl.network import Mixing, without
+from flower_bfl.network import Mixing
 from flower_bfl.strategies._layout import Layout
+from flower_bfl.strategies._outages import mixings_without, servers_down
 from flower_bfl.strategies.aggregation import (
     Floats,
     NotFiniteError,
@@ -31,11 +32,10 @@ from flower_bfl.strategies.aggregation import (
     Vector,
     boost,
     contribution_weights,
-    data_shares,
     updated_model,
     whole,
 )
-from flower_bfl.strategies.consensus import mass_after, mix
+from flower_bfl.strategies.consensus import initial_mass, mass_after, mix
 
 _SAME_DIRECTION = 1e-4  # relative; float32's rounding is far below it
 
@@ -89,28 +89,26 @@ class TrainingRules:
         if not trained.senders:
             for state in now.states.values():
                 raise wrong(state, "a round without gradients must have no consensus", "no state", "one")
-            self._check_leader(
-                at, np.ones(self.consensus.edge_servers), _servers_down(down, last), now.barred
-            )
+            self._check_leader(at, np.ones(self.consensus.edge_servers), servers_down(down, last), now.barred)
             return self._check_model(at, before), trained
 
         # (8): the edge servers' weighted sums.
-        mass = self._initial_mass(trained, down)
+        mass = initial_mass(self.consensus, trained.samples, trained.server_of, servers_down(down, 0))
+        mixings = mixings_without(down, self.mixing, last)
         states = self._partials(now, trained)
 
         # (9): step by step with their neighbours.
         for step in range(last + 1):
             self._check_step(now, step, states, trained, down)
             if step < last:
-                mixing = self._mixing_at(step, down)
-                mass = mass_after(mass, [mixing])
-                states = whole(_Mixed(mixing, states), len(states), self.layout.size)
+                states = whole(_Mixed(mixings[step], states), len(states), self.layout.size)
         for (step, _), state in now.states.items():
             if step > last:
                 raise wrong(state, f"consensus must take {last} steps", "no further state", f"x^({step})")
 
         # (10)-(12): the leader's update.
-        leader = self._check_leader(at, mass, _servers_down(down, last), now.barred)
+        mass = mass_after(mass, mixings)
+        leader = self._check_leader(at, mass, servers_down(down, last), now.barred)
         sent = self.layout.vector(before)[0 : self.layout.size]
         tau, rate = boost(trained.samples, trained.steps), self.consensus.learning_rate
         after = updated_model(sent, states[leader], float(mass[leader]), tau, rate)
@@ -135,17 +133,6 @@ class TrainingRules:
             raise wrong(now.report, rule, "outages of this round", str(error)) from error
         return down
 
-    def _initial_mass(self, trained: Trained, down: list[Outage]) -> Floats:
-        servers = self.consensus.edge_servers
-        if self.consensus.mass == "data":
-            return data_shares(trained.samples, trained.server_of, servers)
-        active = [server not in _servers_down(down, 0) for server in range(servers)]
-        return np.array(active) / sum(active)
-
-    def _mixing_at(self, step: int, down: list[Outage]) -> Mixing:
-        links = [outage.link for outage in down if outage.link is not None and outage.step <= step]
-        return without(self.mixing, servers=_servers_down(down, step), links=links)
-
     def _partials(self, now: Round, trained: Trained) -> Vector:
         """A of (8), shape (m, p)."""
         try:
@@ -168,7 +155,7 @@ class TrainingRules:
         self, now: Round, step: int, states: Vector, trained: Trained, down: list[Outage]
     ) -> None:
         """The recorded states of one step against those that follow, shape (m, p)."""
-        up = set(range(self.consensus.edge_servers)) - _servers_down(down, max(step - 1, 0))
+        up = set(range(self.consensus.edge_servers)) - servers_down(down, max(step - 1, 0))
         recorded = {server: at for (taken, server), at in now.states.items() if taken == step}
         differ: dict[int, bytes] = {}
         for server, at in recorded.items():
@@ -242,7 +229,3 @@ def adjacency(mixing: Mixing) -> NDArray[np.bool_]:
     linked: NDArray[np.bool_] = mixing != 0
     np.fill_diagonal(linked, False)
     return linked
-
-
-def _servers_down(down: list[Outage], step: int) -> set[int]:
-    return {outage.server for outage in down if outage.server is not None and outage.step <= step}

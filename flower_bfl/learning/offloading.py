@@ -4,7 +4,7 @@ What goes between server and clients is written down in docs/offloading.md.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from logging import getLogger
 
 import numpy as np
@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from flower_bfl.errors import ReplyError
-from flower_bfl.types import DeviceReport
+from flower_bfl.types import DATA_RECORD, OWN_RECORD, DeviceReport
 
 Data = Mapping[str, NDArray[np.generic]]
 """Samples as named arrays, one sample a row of each."""
@@ -21,9 +21,6 @@ Data = Mapping[str, NDArray[np.generic]]
 DataSource = Callable[[Message, Context], Data]
 Reporting = Callable[[Message, Context], DeviceReport]
 TrainFunction = Callable[[Message, Context, Data], Message]
-
-_DATA = "flower-bfl-data"
-_REPORT = "flower-bfl"
 
 
 def offloadable(
@@ -53,50 +50,72 @@ def offloadable(
     ``index``, and a device if it has ``role="device"``. Without a role, the last M partitions are the edge
     servers. A device's index is its ``index`` or else its ``partition-id``.
     """
-
-    def consent(message: Message, context: Context) -> DeviceReport:
-        own = DeviceReport() if report is None else report(message, context)
-        may = bool(own.may_offload) and context.node_config.get("may-offload", True) is True
-        return replace(own, may_offload=may)
+    device = _Device(data, report)
 
     def register(train: TrainFunction) -> TrainFunction:
-        @app.query("report")
-        def on_report(message: Message, context: Context) -> Message:
-            record = ConfigRecord()
-            try:
-                record["role"], record["index"] = identity(context, _number(message, "edge-servers"))
-                if record["role"] == "device":
-                    record.update(_described(_checked(data(message, context)), consent(message, context)))
-            except Exception as error:  # not raised: an app that does is taken for one without this handler
-                getLogger("flwr").exception("this node cannot report")
-                record["failed"] = f"{error!r:.200}"
-            return Message(RecordDict({_REPORT: record}), reply_to=message)
-
-        @app.query("offload")
-        def on_offload(message: Message, context: Context) -> Message:
-            if not consent(message, context).may_offload:
-                raise ReplyError("this device's data must stay where they are")
-            samples = _checked(data(message, context))
-            size, most = _size(samples), _number(message, "most-bytes")
-            if size > most:
-                raise ReplyError(f"a data set must have at most {most} bytes to be offloaded, got {size}")
-            arrays = ArrayRecord({name: Array(array) for name, array in samples.items()})
-            return Message(RecordDict({_DATA: arrays}), reply_to=message)
+        app.query("report")(device.answer_report)
+        app.query("offload")(device.answer_offload)
 
         @app.train("edge")
         def on_edge(message: Message, context: Context) -> Message:
-            record = message.content.array_records[_DATA]
+            record = message.content.array_records[DATA_RECORD]
             union = {name: array.numpy() for name, array in record.items()}
-            del message.content[_DATA]  # so that the message is as any other
+            del message.content[DATA_RECORD]  # so that the message is as any other
             return train(message, context, union)
 
         @app.train()
         def on_train(message: Message, context: Context) -> Message:
-            return train(message, context, _checked(data(message, context)))
+            return train(message, context, device.samples(message, context))
 
         return train
 
     return register
+
+
+@dataclass(frozen=True)
+class _Device:
+    """What a device answers to the server's questions; of an edge server only who it is."""
+
+    data: DataSource
+    report: Reporting | None
+
+    def samples(self, message: Message, context: Context) -> dict[str, NDArray[np.generic]]:
+        """What the device has now; raises ReplyError if that is no data set."""
+        arrays = {name: np.asarray(array) for name, array in self.data(message, context).items()}
+        rows = {name: len(array) if array.ndim else None for name, array in arrays.items()}
+        if not arrays or len({*rows.values()}) > 1 or None in rows.values():
+            raise ReplyError(f"`data` must be arrays with a row for each sample, got as many rows as {rows}")
+        return arrays
+
+    def told(self, message: Message, context: Context) -> DeviceReport:
+        """What it says of itself; data stay where its author, or its owner, does not agree."""
+        own = DeviceReport() if self.report is None else self.report(message, context)
+        may = bool(own.may_offload) and context.node_config.get("may-offload", True) is True
+        return replace(own, may_offload=may)
+
+    def answer_report(self, message: Message, context: Context) -> Message:
+        """Who this is, and what it has."""
+        record = ConfigRecord()
+        try:
+            record["role"], record["index"] = identity(context, _number(message, "edge-servers"))
+            if record["role"] == "device":
+                samples = self.samples(message, context)
+                record.update(_described(samples, self.told(message, context)))
+        except Exception as error:  # not raised: an app that does is taken for one without this handler
+            getLogger("flwr").exception("this node cannot report")
+            record["failed"] = f"{error!r:.200}"
+        return Message(RecordDict({OWN_RECORD: record}), reply_to=message)
+
+    def answer_offload(self, message: Message, context: Context) -> Message:
+        """The data; raises ReplyError, which the server sees, if they must stay or are too many."""
+        if not self.told(message, context).may_offload:
+            raise ReplyError("this device's data must stay where they are")
+        samples = self.samples(message, context)
+        size, most = _size(samples), _number(message, "most-bytes")
+        if size > most:
+            raise ReplyError(f"a data set must have at most {most} bytes to be offloaded, got {size}")
+        arrays = ArrayRecord({name: Array(array) for name, array in samples.items()})
+        return Message(RecordDict({DATA_RECORD: arrays}), reply_to=message)
 
 
 def identity(context: Context, edge_servers: int) -> tuple[str, int]:
@@ -137,14 +156,6 @@ def _number(message: Message, name: str) -> int:
     if not found or not isinstance(found[0], int):
         raise ReplyError(f"a message must have the whole number {name!r}, got {found}")
     return found[0]
-
-
-def _checked(data: Data) -> dict[str, NDArray[np.generic]]:
-    arrays = {name: np.asarray(array) for name, array in data.items()}
-    rows = {name: len(array) if array.ndim else None for name, array in arrays.items()}
-    if not arrays or len({*rows.values()}) > 1 or None in rows.values():
-        raise ReplyError(f"`data` must be arrays with a row for each sample, got as many rows as {rows}")
-    return arrays
 
 
 def _size(samples: Data) -> int:

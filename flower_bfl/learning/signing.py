@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from flower_bfl.chain_adapter.base import Kind, digest
 from flower_bfl.chain_adapter.records import DataSet, Gradient, model_digest
 from flower_bfl.errors import ReplyError
+from flower_bfl.types import ADDRESS_KEY, OFFLOAD, OWN_RECORD, SIGNATURE_KEY
 
-SIGNATURE_KEY = "flower-bfl-signature"
-ADDRESS_KEY = "flower-bfl-address"
 ClientCall = Callable[[Message, Context], Message]
 Mod = Callable[[Message, Context, ClientCall], Message]
 
-_OFFLOAD = "query.offload"
 _STATE = "flower-bfl-key"
 _CURVE_ORDER = 0xFFFFFFFF_FFFFFFFF_FFFFFFFF_FFFFFFFE_BAAEDCE6_AF48A03B_BFD25E8C_D0364141  # of secp256k1
 
@@ -54,7 +52,7 @@ def sign_updates(
         from flower_bfl.chain_adapter.signing import address, sign  # loads Ethereum
 
         server_round = int(_number(request, "server-round"))
-        if message.metadata.message_type == _OFFLOAD:
+        if message.metadata.message_type == OFFLOAD:
             arrays, step = _arrays(reply), int(_number(request, "edge-server"))
             kind, payload = Kind.DATA, DataSet.of(arrays).encode(server_round, step)
         else:
@@ -67,7 +65,7 @@ def sign_updates(
         key = private_key(context) if callable(private_key) else private_key or own_key(context)
         domain = int(_number(request, "ledger-chain-id")), bytes.fromhex(str(request["ledger-contract"]))
         signature = sign(key, domain, kind, server_round, step, digest(payload))
-        reply.content["flower-bfl"] = ConfigRecord({SIGNATURE_KEY: signature, ADDRESS_KEY: address(key)})
+        reply.content[OWN_RECORD] = ConfigRecord({SIGNATURE_KEY: signature, ADDRESS_KEY: address(key)})
         return reply
 
     return mod
@@ -86,7 +84,7 @@ def _new_key() -> bytes:
 
 def _request(message: Message) -> Mapping[str, object] | None:
     """The config that asks for a signature, if the message does."""
-    if message.metadata.message_type not in ("train", _OFFLOAD):
+    if message.metadata.message_type not in ("train", OFFLOAD):
         return None
     return next((each for each in message.content.config_records.values() if "ledger-contract" in each), None)
 

@@ -35,7 +35,7 @@ Wait = Callable[[Callable[[], list[int]], int], list[int]]
 
 
 @dataclass(frozen=True, eq=False)
-class Field:
+class DecidedRound:
     """A round as it was decided and got under way."""
 
     plan: Plan | None = None  # None: nobody is there that the network knows
@@ -126,7 +126,7 @@ class Controlled:
         self._key = key
         self._roster = roster
         self._fleet = Fleet()
-        self.field = Field()
+        self.now = DecidedRound()
         self.clock_s = 0.0  # simulated seconds so far
 
     def gather(
@@ -180,12 +180,12 @@ class Controlled:
         plan = self._planner.carried_out(plan, wanted.keys() - fetched.sets.keys())
         self._roster.settle(plan.homes)
         self.clock_s += float(plan.price.total_s)
-        self.field = Field(
+        self.now = DecidedRound(
             plan=plan,
             sets={device: one.sent() for device, one in fetched.sets.items()},
             kept_local=fetched.refused,
             left_out=[*fleet.left_out, *fetched.silent],
-            report_seconds=self.field.report_seconds,
+            report_seconds=self.now.report_seconds,
             offload_seconds=perf_counter() - began,
         )
 
@@ -205,7 +205,7 @@ class Controlled:
         read: Callable[[Message], Contribution],
     ) -> tuple[list[Message], dict[int, Contribution], list[LeftOut]]:
         """The devices' own replies, what edge servers made of the data they got, and what was lost."""
-        server_of = {self._fleet.servers[server]: server for server in by_server(self.field.sets)}
+        server_of = {self._fleet.servers[server]: server for server in by_server(self.now.sets)}
         own: list[Message] = []
         trained: dict[int, Contribution] = {}
         lost = dict.fromkeys(sorted(server_of.values()), "no reply in time")
@@ -219,7 +219,7 @@ class Controlled:
                 del lost[server]
             else:
                 lost[server] = refused[0].reason
-        left_out = [*self.field.left_out]
+        left_out = [*self.now.left_out]
         for server, reason in lost.items():
             left_out += self.lost(server, reason)
         return own, dict(sorted(trained.items())), left_out
@@ -227,7 +227,7 @@ class Controlled:
     def lost(self, server: int, reason: str) -> list[LeftOut]:
         """An edge server that is left out, and the devices whose data it had."""
         gone = f"edge server {server} had its data and was left out"
-        theirs = [device for device, one in self.field.sets.items() if one.server == server]
+        theirs = [device for device, one in self.now.sets.items() if one.server == server]
         return [
             LeftOut(f"edge server {server}", reason),
             *(LeftOut(f"device {device}", gone) for device in theirs),
@@ -240,7 +240,7 @@ class Controlled:
         began = perf_counter()
         self._fleet = self._roll_call.take(grid.get_node_ids(), config, grid)
         self._roster.introduce({index: device.node for index, device in self._fleet.devices.items()})
-        self.field = Field(left_out=self._fleet.left_out, report_seconds=perf_counter() - began)
+        self.now = DecidedRound(left_out=self._fleet.left_out, report_seconds=perf_counter() - began)
         return self._fleet.device_nodes
 
     def _indexed(self, by_node: Mapping[int, Message]) -> dict[int, int]:
@@ -280,7 +280,7 @@ class Controlled:
     def _edge_contribution(
         self, server: int, read: Callable[[Message], Contribution], reply: Message
     ) -> Contribution:
-        union, samples = union_of(by_server(self.field.sets)[server])
+        union, samples = union_of(by_server(self.now.sets)[server])
         own = read(reply)
         if own.samples != samples:
             raise ReplyError(

@@ -134,7 +134,7 @@ class EdgeStrategy(FedAvg):
         messages: list[Message] = []
         if nodes:
             config = ConfigRecord({**config, **self._signatures.request(self._learning_rate())})
-            messages = list(super().configure_train(server_round, arrays, config, these(nodes)))
+            messages = list(super().configure_train(server_round, arrays, config, _these(nodes)))
             messages = self._address(server_round, messages, grid)
         self._asked = {m.metadata.dst_node_id for m in messages if m.metadata.message_type == "train"}
         self._sent_at = perf_counter()
@@ -170,13 +170,13 @@ class EdgeStrategy(FedAvg):
         if self.fraction_evaluate == 0.0:
             return []
         needed = max(self.min_available_nodes, self.min_evaluate_nodes)
-        nodes = self._await_nodes(grid, needed)
+        nodes = self._await(lambda: self._devices(grid), needed)
         if len(nodes) < needed:
             logger.log(
                 WARNING, "round %d: no evaluation, %d nodes of %d connected", server_round, len(nodes), needed
             )
             return []
-        return super().configure_evaluate(server_round, arrays, ConfigRecord(dict(config)), these(nodes))
+        return super().configure_evaluate(server_round, arrays, ConfigRecord(dict(config)), _these(nodes))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """FedAvg's weighted mean, over the replies that can be used; also part of the round's report."""
@@ -235,9 +235,13 @@ class EdgeStrategy(FedAvg):
             "edge_servers": self.edge_servers,
         }
         argument, needed = max(wanted.items(), key=lambda item: item[1])
-        nodes = self._await_nodes(grid, needed)
+        nodes = self._await(lambda: list(grid.get_node_ids()), needed)
         self._check_enough(argument, needed, nodes)
         return nodes
+
+    def _devices(self, grid: Grid) -> list[int]:
+        """The nodes that are there and may be asked to evaluate."""
+        return list(grid.get_node_ids())
 
     def _address(self, server_round: int, messages: list[Message], grid: Grid) -> list[Message]:
         """The messages to the sampled devices, made ready to be sent."""
@@ -330,12 +334,8 @@ class EdgeStrategy(FedAvg):
                 f"in {self.wait_for_nodes_s:g} s, got {needed} with {len(nodes)} connected"
             )
 
-    def _await_nodes(self, grid: Grid, needed: int) -> list[int]:
-        """The nodes connected once they are enough, or time is up; Flower itself would wait for ever."""
-        return self._await(lambda: list(grid.get_node_ids()), needed)
-
     def _await(self, there: Callable[[], list[int]], needed: int) -> list[int]:
-        """The nodes that are there once they are enough, or time is up."""
+        """The nodes that are there once they are enough, or time is up; Flower itself would wait for ever."""
         began = said = monotonic()
         while len(nodes := there()) < needed and monotonic() < began + self.wait_for_nodes_s:
             if monotonic() > said + 5:
@@ -346,7 +346,7 @@ class EdgeStrategy(FedAvg):
         return nodes
 
 
-def these(nodes: Sequence[int]) -> Grid:
+def _these(nodes: Sequence[int]) -> Grid:
     """A grid for FedAvg to sample from that cannot lose a node meanwhile."""
     return cast(Grid, SimpleNamespace(get_node_ids=lambda: nodes))
 

@@ -9,10 +9,8 @@ from flwr.serverapp import Grid
 
 from flower_bfl.errors import ReplyError
 from flower_bfl.strategies._replies import from_nodes
-from flower_bfl.types import DeviceReport, LeftOut
+from flower_bfl.types import OWN_RECORD, REPORT, DeviceReport, LeftOut
 
-REPORT = "query.report"
-_RECORD = "flower-bfl"
 _RAISED = 2  # Flower's error code of an app that raised, as one does that was never taught the question
 _DEVICE, _SERVER = "device", "edge-server"
 _REPORTED = {"work-cycles": "work_cycles", "cpu-hz": "cpu_hz", "energy-slack-j": "energy_slack_j"}
@@ -89,8 +87,8 @@ class RollCall:
         """What the node says it is, and the rest; raises ReplyError."""
         if reply.has_error():
             raise ReplyError(f"it did not report: {reply.error.reason:.200}")
-        if (record := reply.content.config_records.get(_RECORD)) is None:
-            raise ReplyError(f"a report must hold {_RECORD!r}, got {sorted(reply.content)!s:.80}")
+        if (record := reply.content.config_records.get(OWN_RECORD)) is None:
+            raise ReplyError(f"a report must hold {OWN_RECORD!r}, got {sorted(reply.content)!s:.80}")
         role, index = record.get("role"), record.get("index")
         if "failed" in record and role is None:
             raise _failed(record)

@@ -14,19 +14,9 @@ from flower_bfl.chain_adapter.base import Entry, Kind, Role, Sender
 from flower_bfl.chain_adapter.records import DataSet, DataUnion
 from flower_bfl.errors import PayloadError, ReplyError
 from flower_bfl.strategies._journal import logger
-from flower_bfl.strategies._replies import (
-    ADDRESS_KEY,
-    LONGEST_REASON,
-    SIGNATURE_KEY,
-    as_arrays,
-    from_nodes,
-    signed_bytes,
-)
-from flower_bfl.types import LeftOut
+from flower_bfl.strategies._replies import LONGEST_REASON, as_arrays, from_nodes, signed_bytes
+from flower_bfl.types import ADDRESS_KEY, DATA_RECORD, EDGE, OFFLOAD, SIGNATURE_KEY, LeftOut
 
-OFFLOAD = "query.offload"
-EDGE = "train.edge"
-DATA_KEY = "flower-bfl-data"
 _GONE = (3, 4, 5, 8)  # Flower's error codes of nodes that are not there, or fell over
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -128,9 +118,9 @@ class DataLink:
 
     def _read(self, content: RecordDict, server: int) -> Offloaded:
         """A data set that can be trained on; raises ReplyError or PayloadError."""
-        if DATA_KEY not in content.array_records:
-            raise ReplyError(f"its reply must hold the arrays {DATA_KEY!r}, got {sorted(content)!s:.80}")
-        arrays = as_arrays(content.array_records[DATA_KEY])
+        if DATA_RECORD not in content.array_records:
+            raise ReplyError(f"its reply must hold the arrays {DATA_RECORD!r}, got {sorted(content)!s:.80}")
+        arrays = as_arrays(content.array_records[DATA_RECORD])
         size = sum(array.nbytes for array in arrays.values())
         if size > self._most_bytes:
             raise ReplyError(f"a data set must have at most {self._most_bytes} bytes, got {size}")
@@ -162,7 +152,7 @@ def edge_message(like: Message, node: int, sets: Mapping[int, Offloaded]) -> Mes
     ordered = [sets[device].arrays for device in sorted(sets)]
     union = {name: np.concatenate([arrays[name] for arrays in ordered]) for name in ordered[0]}
     data = ArrayRecord({name: Array(array) for name, array in union.items()})
-    return Message(RecordDict({**like.content, DATA_KEY: data}), dst_node_id=node, message_type=EDGE)
+    return Message(RecordDict({**like.content, DATA_RECORD: data}), dst_node_id=node, message_type=EDGE)
 
 
 def by_server(sets: Mapping[int, Offloaded]) -> dict[int, dict[int, Offloaded]]:

@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 from flower_bfl.chain_adapter.records import DataUnion
 from flower_bfl.errors import ReplyError
 from flower_bfl.strategies._layout import Layout
-from flower_bfl.types import LeftOut
+from flower_bfl.types import ADDRESS_KEY, SIGNATURE_KEY, LeftOut
 
 DEVICE_KEY = "device-index"
 STEPS_KEY = "num-steps"
-SIGNATURE_KEY = "flower-bfl-signature"
-ADDRESS_KEY = "flower-bfl-address"
 LONGEST_REASON = 300  # characters: reasons may quote strangers, and go to the ledger
 
 

@@ -6,13 +6,14 @@ computation of aggregate information, 2003), where each server's estimate starts
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from flower_bfl.config import Consensus
 from flower_bfl.network import Mixing, spectral_radius
-from flower_bfl.strategies.aggregation import Floats, Row, Vector, each_block
+from flower_bfl.strategies.aggregation import Floats, Integers, Row, Vector, data_shares, each_block
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +82,15 @@ def row_after(mixings: Sequence[Mixing], servers: int, server: int) -> Floats:
     for mixing in reversed(mixings):
         row = row @ mixing
     return row
+
+
+def initial_mass(consensus: Consensus, samples: Floats, server_of: Integers, down: Container[int]) -> Floats:
+    """The mass s before the first step, (m,): shares of the data, or equal parts of servers that are up."""
+    servers = range(consensus.edge_servers)
+    if consensus.mass == "data":
+        return data_shares(samples, server_of, consensus.edge_servers)
+    up = np.array([server not in down for server in servers])
+    return np.asarray(up / up.sum())
 
 
 def mass_after(mass: Floats, mixings: Sequence[Mixing]) -> Floats:

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Unpack, cast
+from typing import Unpack
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -44,10 +43,9 @@ from flower_bfl.strategies.aggregation import (
     Vector,
     boost,
     contribution_weights,
-    data_shares,
     updated_model,
 )
-from flower_bfl.strategies.consensus import agree, mass_after
+from flower_bfl.strategies.consensus import agree, initial_mass, mass_after
 from flower_bfl.types import LeftOut, RoundReport
 
 
@@ -171,10 +169,8 @@ class ConsensusBFL(EdgeStrategy):
 
         # 2. The edge servers agree, step by step with their neighbours: (9).
         down = down_in(self.outages, server_round)
-        mass, mixings = (
-            self._initial_mass(trained, down),
-            mixings_without(down, self.mixing, self.consensus.p2p_rounds),
-        )
+        mass = initial_mass(self.consensus, trained.samples, trained.server_of, servers_down(down, 0))
+        mixings = mixings_without(down, self.mixing, self.consensus.p2p_rounds)
         elected = self._elect(server_round, mass_after(mass, mixings), down)
         if elected is None:
             return self._skip(server_round, left_out)
@@ -232,14 +228,8 @@ class ConsensusBFL(EdgeStrategy):
             return messages
         return self._controlled.open(server_round, messages, grid)
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """FedAvg's sample of nodes, among devices only."""
-        if (controlled := self._controlled) is None:
-            return super().configure_evaluate(server_round, arrays, config, grid)
-        devices = SimpleNamespace(get_node_ids=lambda: controlled.devices_of(grid))
-        return super().configure_evaluate(server_round, arrays, config, cast(Grid, devices))
+    def _devices(self, grid: Grid) -> list[int]:
+        return super()._devices(grid) if self._controlled is None else self._controlled.devices_of(grid)
 
     def _without(self, sender: Sender, reason: str) -> list[LeftOut]:
         if sender.role is Role.DEVICE or self._controlled is None:
@@ -247,19 +237,19 @@ class ConsensusBFL(EdgeStrategy):
         return self._controlled.lost(sender.index, reason)
 
     def _data(self, server_round: int) -> list[Entry]:
-        return [] if self._controlled is None else self._controlled.field.entries(server_round)
+        return [] if self._controlled is None else self._controlled.now.entries(server_round)
 
     def _decided(self) -> dict[str, float]:
         """The controller's part of the round's metrics."""
-        return {} if self._controlled is None else self._controlled.field.metrics(self._controlled.clock_s)
+        return {} if self._controlled is None else self._controlled.now.metrics(self._controlled.clock_s)
 
     def _race(self, trained: Trained, leader: int, server_round: int, size: int) -> Seal:
         assert self.mining is not None
         rates, who = None, miners(trained)
         if self._controlled is not None:
-            plan = self._controlled.field.plan
+            plan = self._controlled.now.plan
             rates = {} if plan is None else plan.hash_rates
-            who |= self._controlled.field.miners()
+            who |= self._controlled.now.miners()
         return seal(server_round, self.mining, who, leader, size, self.seed, rates)
 
     # -- the steps' details -------------------------------------------------------------------------------
@@ -276,12 +266,6 @@ class ConsensusBFL(EdgeStrategy):
             reason = "it is down" if sender.role is Role.SERVER else "its edge server is down"
             left_out += self._without(sender, reason)
         return trained.at(set(range(self.edge_servers)) - dead), left_out
-
-    def _initial_mass(self, trained: Trained, down: Sequence[Outage]) -> Floats:
-        if self.consensus.mass == "data":
-            return data_shares(trained.samples, trained.server_of, self.edge_servers)
-        active = [server not in servers_down(down, 0) for server in range(self.edge_servers)]
-        return np.array(active) / sum(active)
 
     def _kept_states(self) -> Vector | None:
         """Room for every step's states, if they are to be recorded; those of the round before are by now."""
@@ -331,7 +315,7 @@ class ConsensusBFL(EdgeStrategy):
     ) -> tuple[RoundReport, list[Entry]]:
         """The round's last phase: what went wrong, the model, the miner's seal; `recorded` came before it."""
         if self._controlled is not None:
-            report = self._controlled.field.noted(report, self._controlled.clock_s)
+            report = self._controlled.now.noted(report, self._controlled.clock_s)
         closing = [published]
         if report.left_out or down:
             payload = report_payload(report.round, report.left_out, down)

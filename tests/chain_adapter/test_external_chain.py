@@ -4,11 +4,14 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from deployment import deployed
 from nodes import anvil_fixture, free_port, node_modules_fixture  # noqa: F401  # fixtures
 
 from flower_bfl.errors import LedgerError
@@ -28,16 +31,41 @@ def test_it_runs_on_anvil_and_is_audited_from_there(anvil: str, tmp_path: Path) 
     run = tmp_path / "run"
     settings = f'rpc-url="{anvil}" num-server-rounds={ROUNDS}'
     output = flower_bfl("run", APP, "--run-folder", run, "--run-config", settings)
-    contract = json.loads((run / "chain" / "chain.json").read_text())["contract"]
-    assert f"The contract of this run: {contract}\n" in output
-    rounds = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    where = at(anvil, run)
+    assert f"The contract of this run: {where[3]}\n" in output
+    rounds = follows(anvil, run)
     assert rounds[-1]["evaluate"]["accuracy"] > 0.8
+    assert json.loads(flower_bfl("ledger", *where))["summary"]["rounds"] == ROUNDS
 
-    where = ("--rpc", anvil, "--contract", contract, "--payloads", run / "chain" / "payloads", "--json")
-    report = json.loads(flower_bfl("audit", *where))
+
+@pytest.mark.slow
+def test_on_real_nodes_of_which_one_dies_it_is_audited_from_there_too(anvil: str, tmp_path: Path) -> None:
+    run, until = tmp_path / "run", time.monotonic() + 900
+    with deployed([f"partition-id={index} num-partitions=4" for index in range(4)]) as deployment:
+        settings = {"rpc-url": anvil, "num-server-rounds": ROUNDS, "run-folder": str(run)}
+        process = deployment.run(APP, settings)
+        while process.poll() is None and deployment.received(1) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        deployment.kill(1)
+        assert deployment.outcome(process, until - time.monotonic()) == 0, deployment.log("run")[-4000:]
+    rounds = follows(anvil, run)
+    assert [line["devices"] for line in rounds[1:]] == [4, 3, 3]
+    assert [len(line["left_out"]) for line in rounds[1:]] == [0, 1, 0]
+
+
+def at(node: str, run: Path) -> tuple[object, ...]:
+    """Where a run's ledger is, for the command."""
+    contract = json.loads((run / "chain" / "chain.json").read_text())["contract"]
+    return ("--rpc", node, "--contract", contract, "--payloads", run / "chain" / "payloads", "--json")
+
+
+def follows(node: str, run: Path) -> list[dict[str, Any]]:
+    """The run's rounds, all of which follow from what the node has."""
+    rounds = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    report = json.loads(flower_bfl("audit", *at(node, run)))
     assert report["finding"] is None and report["head"] == rounds[-1]["head"]
     assert (report["checked"]["rounds"], report["checked"]["models_recomputed"]) == (ROUNDS, ROUNDS)
-    assert json.loads(flower_bfl("ledger", *where))["summary"]["rounds"] == ROUNDS
+    return rounds
 
 
 @pytest.fixture

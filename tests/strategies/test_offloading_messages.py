@@ -95,7 +95,7 @@ def test_the_strategy_keeps_no_data_while_edge_servers_train():
     strategy = ConsensusBFL(edge_servers=2, controller=Scripted(roomy(6, 2), EVERYBODY))
 
     def look(message):
-        held.extend(one.arrays for one in strategy._controlled.field.sets.values())
+        held.extend(one.arrays for one in strategy._controlled.now.sets.values())
         raise LookupError
 
     grid = field(faults={6: when("train.edge", look)})
