@@ -47,7 +47,7 @@ lint: $(INSTALLED)
 	@$(BIN)/lint-imports
 
 test: lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(INSTALLED)
 	@$(BIN)/python -m pytest -m slow || [ $$? -eq 5 ] # 5: there is none

@@ -33,6 +33,17 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class Accusation:
+    """An edge server that others voted against."""
+
+    server: int
+    offence: str  # see `flower_bfl.chain_adapter.records.Evidence`
+    step: int  # of the ledger, where it happened
+    votes: int
+    voted_out: bool  # the votes were enough: it is in quarantine
+
+
+@dataclass(frozen=True)
 class LedgerCost:
     """What recording one round took."""
 
@@ -57,6 +68,14 @@ class RoundReport:
     server_data: tuple[tuple[int, ...], ...] = ()  # devices whose data each edge server trained on
     kept_local: tuple[LeftOut, ...] = ()  # devices that were to offload their data and did not
     fallback: str = ""  # why the round went by another decision than the controller's
+    suspected: tuple[LeftOut, ...] = ()  # whose gradients deviate, and were recorded but left out
+    accused: tuple[Accusation, ...] = ()  # by votes on the ledger
+    quarantined: tuple[int, ...] = ()  # edge servers that are barred at the end of the round
+    cut_off: tuple[int, ...] = ()  # edge servers that the others' quarantine separates from the rest
+    attacked: tuple[str, ...] = ()  # who was an attacker, where that is known: in a simulation
+    true_positives: int | None = None  # attackers accused or suspected; None where nobody knows
+    false_positives: int | None = None  # others
+    missed: int | None = None  # attackers that acted and were neither
     leader: int | None = None
     p2p_rounds: int = 0  # φ
     spectral_radius: float = 0.0  # λ
@@ -77,6 +96,7 @@ class RoundReport:
     decide_seconds: float = 0.0  # the controller's
     offload_seconds: float = 0.0  # until data had come
     train_seconds: float = 0.0
+    defend_seconds: float = 0.0  # checking, part of aggregate_seconds
     wait_seconds: float = 0.0  # for the blocks of the round before, once the devices had replied
     aggregate_seconds: float = 0.0
     train: Mapping[str, object] = field(default_factory=dict)  # averaged over devices
@@ -112,4 +132,9 @@ class RoundReport:
             parts.append(f"{len(self.kept_local)} kept local")
         if self.fallback:
             parts.append("without its controller")
+        for one in self.accused:
+            verdict = "voted out" if one.voted_out else "accused"
+            parts.append(f"edge server {one.server} {verdict} ({one.offence}, step {one.step})")
+        if self.suspected:
+            parts.append(f"suspected: {', '.join(one.who for one in self.suspected)}")
         return ", ".join(parts)

@@ -36,7 +36,7 @@ from toy_run import KEYS, LINE, OPERATOR, Change, Toy, device, own_key, server
 from trie.hexary import HexaryTrie
 
 from flower_bfl.audit import Finding, audit
-from flower_bfl.chain_adapter import Entry, EvmLedger, Kind, PayloadStore, decode, digest
+from flower_bfl.chain_adapter import Entry, EvmLedger, Kind, PayloadStore, decode, digest, encode
 from flower_bfl.chain_adapter import _contract as contract_calls
 from flower_bfl.chain_adapter import pyevm as pyevm_module
 from flower_bfl.chain_adapter._accounts import Account, read_transaction
@@ -406,10 +406,15 @@ def test_a_gradient_that_comes_after_the_model_changes_nothing(tmp_path):
 
 def test_votes_and_a_model_whose_leader_was_voted_out(tmp_path):
     """Edge server 1 proposes nonsense, the others vote it out, the next one proposes the model."""
+    Toy(rounds=1, leader=1).record(tmp_path / "honest")
+    (true,) = [entry for entry in EvmLedger(tmp_path / "honest" / "chain").entries() if entry.round == 1
+               and entry.kind is Kind.MODEL]  # fmt: skip
 
     def proposing(model: Entry) -> list[Entry]:
         nonsense = replace(model, sender=server(1), step=0, payload=b"nonsense")
-        votes = [Entry(Kind.VOTE, 1, server(m), b"evidence", 1) for m in (0, 2)]
+        said = {"round": "1", "server": "1", "offence": "model", "step": "0"}
+        evidence = said | {"found": digest(b"nonsense").hex(), "expected": digest(true.payload).hex()}
+        votes = [Entry(Kind.VOTE, 1, server(m), encode({}, evidence), 1) for m in (0, 2)]
         return [nonsense, *votes, model]
 
     Toy(rounds=1, leader=1, pass_over={1: 1}, change=changing(Kind.MODEL, 1, server(2), 1, proposing)).record(
@@ -417,6 +422,9 @@ def test_votes_and_a_model_whose_leader_was_voted_out(tmp_path):
     )
     report = audit(tmp_path)
     assert report.finding is None
+    (incident,) = report.incidents
+    assert (incident.server, incident.offence, incident.votes) == (1, "model", 2)
+    assert incident.voted_out and incident.upheld
     assert (report.checked.votes, report.checked.models, report.checked.models_recomputed) == (2, 3, 1)
     assert report.notes == ("1 models were never sealed: their leaders were voted out",)
 

@@ -15,6 +15,7 @@ from typing import Protocol
 from flower_bfl.audit._findings import account
 from flower_bfl.audit._folder import AuditedFolder
 from flower_bfl.audit._run import RunAudit
+from flower_bfl.audit._votes import Incident as Incident
 from flower_bfl.chain_adapter._reader import Recorded
 from flower_bfl.chain_adapter.base import Kind, Role
 from flower_bfl.config import ContractRules
@@ -34,6 +35,10 @@ class AuditedLedger(Protocol):
     @property
     def block_number(self) -> int:
         """Number of the last block."""
+
+    @property
+    def domain(self) -> tuple[int, bytes]:
+        """Chain id and contract address, to which a signature is bound."""
 
     def recorded(self) -> Iterator[Recorded]:
         """Every entry in recorded order."""
@@ -105,6 +110,7 @@ class AuditReport:
     recomputed: bool  # False: its models are recorded, but do not follow from (8)-(12)
     head: str  # hash of the last BFL block that was checked, in hex
     operator: str  # address of who ran it
+    incidents: tuple[Incident, ...] = ()  # who was accused, and whether the ledger bears it out
     own_keys: tuple[str, ...] = ()  # whose entries came signed and were relayed; whose keys, nobody can tell
     notes: tuple[str, ...] = ()  # what is odd, and breaks no rule
 
@@ -174,7 +180,7 @@ class _Walk:
     def go(self, ledger: AuditedLedger, folder: AuditedFolder | None, progress: Progress) -> None:
         """Check everything; raises LedgerError for the first thing that does not follow."""
         rules, last = ledger.rules, ledger.block_number
-        self._run = RunAudit(rules)
+        self._run = RunAudit(rules, lambda: ledger.domain)
         unfinished = 0  # entries after the last BFL block
         for at in ledger.recorded():
             progress("chain", at.block, last)
@@ -219,6 +225,7 @@ class _Walk:
             recomputed=recomputed,
             head=self._head.hex(),
             operator=f"0x{self._operator.hex()}",
+            incidents=() if self._run is None else tuple(self._run.incidents),
             own_keys=tuple(self._own_keys),
             notes=tuple(self._notes),
         )

@@ -1,6 +1,6 @@
 """A round as it was recorded: who trained, on whose data, and which edge server summed it up."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,6 +13,21 @@ from flower_bfl.strategies._layout import Layout
 from flower_bfl.strategies.aggregation import Floats, Integers
 
 
+@dataclass(frozen=True, eq=False)
+class Vote:
+    """A vote, and where in the round it was recorded."""
+
+    at: Recorded
+    step: int  # the highest of the states before it; -1: none, or there is a model before it
+    models: int  # proposed before it
+    decides: bool  # with it the votes are enough to bar the accused
+
+    @property
+    def accused(self) -> int:
+        """The edge server that it is against."""
+        return self.at.entry.step
+
+
 @dataclass
 class Round:
     """What was recorded in a round."""
@@ -22,8 +37,18 @@ class Round:
     gradients: dict[Sender, Recorded] = field(default_factory=dict)
     states: dict[tuple[int, int], Recorded] = field(default_factory=dict)  # by step and edge server
     report: Recorded | None = None
-    model: Recorded | None = None  # the last that was proposed
-    barred: frozenset[int] = frozenset()  # edge servers in quarantine when it was
+    models: list[Recorded] = field(default_factory=list)  # that were proposed, the sealed one last
+    votes: list[Vote] = field(default_factory=list)
+    barred: frozenset[int] = frozenset()  # edge servers in quarantine when it began
+
+    @property
+    def model(self) -> Recorded | None:
+        """The last that was proposed."""
+        return self.models[-1] if self.models else None
+
+    def votes_at(self, *, step: int = -1, models: int = 0) -> list[Vote]:
+        """The votes after so many models, or after the states of a step and before any model."""
+        return [vote for vote in self.votes if (vote.step, vote.models) == (step, models)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,17 +66,29 @@ class Trained:
         """How many devices' data edge servers trained on."""
         return sum(len(gradient.union.devices) for gradient in self.gradients if gradient.union is not None)
 
+    def joined(self, now: Round, senders: Sequence[Sender], server: int) -> "Trained":
+        """With recorded gradients that an edge server did not sum up; their data are not checked."""
+        gradients = [decoded(now.gradients[sender], Gradient.decode) for sender in senders]
+        count = len(senders)
+        return Trained(
+            [*self.senders, *senders],
+            [*self.gradients, *gradients],
+            np.append(self.server_of, np.full(count, server, np.int64)),
+            np.append(self.samples, [gradient.samples for gradient in gradients]),
+            np.append(self.steps, np.array([gradient.steps for gradient in gradients], np.int64)),
+        )
+
     def at(self, server: int) -> list[Sender]:
         """Whose gradients an edge server summed up."""
         return [sender for sender, home in zip(self.senders, self.server_of, strict=True) if home == server]
 
 
-def read_trained(now: Round, model: bytes, layout: Layout) -> Trained:
-    """The gradients that edge servers name in their first states, and the data behind them.
+def read_trained(now: Round, model: bytes, layout: Layout, first: int = 0) -> Trained:
+    """The gradients that edge servers name in their states of step `first`, and the data behind them.
 
     `model` is the digest of w_k. Raises LedgerError for a gradient or a data set that cannot be what it is.
     """
-    home = _homes(now)
+    home = _homes(now, first)
     senders = sorted(home)
     gradients = [_gradient(now.gradients[sender], now.number, model, layout) for sender in senders]
     for sender, gradient in zip(senders, gradients, strict=True):
@@ -71,11 +108,11 @@ def read_trained(now: Round, model: bytes, layout: Layout) -> Trained:
     )
 
 
-def _homes(now: Round) -> dict[Sender, int]:
+def _homes(now: Round, first: int) -> dict[Sender, int]:
     """The edge server of each gradient that is summed up."""
     home: dict[Sender, int] = {}
     for (step, server), at in now.states.items():
-        if step > 0:
+        if step != first:
             continue
         _, members = decoded(at, read_consensus)
         for member in members:

@@ -1,15 +1,19 @@
 """A run followed entry by entry: what belongs to which round, and whether each model follows."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from flower_bfl.audit._findings import decoded, differs, wrong
-from flower_bfl.audit._round import Round
+from flower_bfl.audit._round import Round, Vote
 from flower_bfl.audit._training import TrainingRules, adjacency
+from flower_bfl.audit._votes import Incident
 from flower_bfl.chain_adapter._reader import Recorded
 from flower_bfl.chain_adapter.base import Kind, Sender
 from flower_bfl.chain_adapter.records import NamedArrays, RunRules, model_payload, read_model
 from flower_bfl.config import ContractRules
-from flower_bfl.errors import ConfigError
+from flower_bfl.defences import Defence, Deviation, EdgeRule, Replay, from_description
+from flower_bfl.errors import ConfigError, PayloadError
 from flower_bfl.network import mixing_matrix
 from flower_bfl.strategies._layout import Layout
 
@@ -20,16 +24,21 @@ class RunAudit:
     Parameters
     ----------
     contract : the contract's rules; those in the RULES entry must agree with them.
+    domain : of the ledger, to which signatures in evidence are bound.
     """
 
-    def __init__(self, contract: ContractRules) -> None:
+    def __init__(
+        self, contract: ContractRules, domain: Callable[[], tuple[int, bytes]] = lambda: (0, bytes(20))
+    ) -> None:
         self._contract = contract
+        self._domain = domain
         self._round = Round()
         self._votes: dict[int, set[Sender]] = {}  # of the round, by accused edge server
         self._quarantined_until: dict[int, int] = {}
         self._rules: TrainingRules | None = None  # once the initial model is there
         self._model: NamedArrays = {}
         self.run: RunRules | None = None
+        self.incidents: list[Incident] = []
         self.recomputed = 0  # models
         self.not_aggregated = 0  # gradients
         self.not_trained_on = 0  # data sets
@@ -46,9 +55,7 @@ class RunAudit:
             self._vote(at)
         elif kind is Kind.MODEL:
             self.withdrawn += self._round.model is not None
-            self._round.model = at
-            until = self._quarantined_until
-            self._round.barred = frozenset(server for server in until if at.entry.round < until[server])
+            self._round.models.append(at)
         elif kind is not Kind.SEAL and self.run is not None and self.run.consensus is not None:
             self._keep(at)
         if at.bfl_hash:
@@ -60,6 +67,11 @@ class RunAudit:
             raise differs(at, "RULES must say what they have to and nothing else", payload)
         if run.consensus is None or run.mixing is None:
             return run
+        try:
+            _defences(run)
+        except PayloadError as error:
+            rule = "RULES must hold defences in their format"
+            raise wrong(at, rule, "the format in docs/ledger.md", str(error)) from error
         wanted = (run.consensus.edge_servers, run.consensus.leader)
         found = (self._contract.edge_servers, self._contract.leader)
         if wanted != found:
@@ -76,8 +88,15 @@ class RunAudit:
         accused = at.entry.step
         voters = self._votes.setdefault(accused, set())
         voters.add(at.entry.sender)
-        if 2 * len(voters) > self._contract.edge_servers - 1:
+        decides = 2 * len(voters) > self._contract.edge_servers - 1
+        now, steps = self._round, [step for step, _ in self._round.states]
+        step = -1 if now.models else max(steps, default=-1)
+        now.votes.append(Vote(at, step, len(now.models), decides and not self._barred(accused)))
+        if decides:
             self._quarantined_until[accused] = at.entry.round + self._contract.quarantine_rounds + 1
+
+    def _barred(self, server: int) -> bool:
+        return self._round.number < self._quarantined_until.get(server, 0)
 
     def _keep(self, at: Recorded) -> None:
         now, entry = self._round, at.entry
@@ -118,14 +137,36 @@ class RunAudit:
             gradients = data_sets = 0  # that are in the model
             if self._rules is None:
                 self._model = _initial(now.model)
-                self._rules = TrainingRules(run.consensus, run.mixing, Layout.of(self._model))
+                self._rules = TrainingRules(
+                    run.consensus,
+                    run.mixing,
+                    Layout.of(self._model),
+                    *_defences(run),
+                    self._domain,
+                )
             else:
-                self._model, trained = self._rules.follow(now, self._model)
+                self._model, trained, incidents = self._rules.follow(now, self._model)
                 gradients, data_sets = len(trained.senders), trained.data_sets
                 self.recomputed += 1
+                self.incidents += incidents
             self.not_aggregated += len(now.gradients) - gradients
             self.not_trained_on += len(now.data) - data_sets
         self._round, self._votes = Round(now.number + 1), {}
+        self._round.barred = frozenset(filter(self._barred, self._quarantined_until))
+
+
+def _defences(run: RunRules) -> tuple[list[Defence], EdgeRule | None]:
+    """The run's defences and its rule at the edge; raises PayloadError."""
+    defences: list[Defence] = []
+    for text in run.defences:
+        each = from_description(text)
+        if not isinstance(each, Replay | Deviation):
+            raise PayloadError(f"defences must be Replay or Deviation, got {text:.80}")
+        defences.append(each)
+    rule = from_description(run.edge_rule) if run.edge_rule else None
+    if rule is not None and not isinstance(rule, EdgeRule):
+        raise PayloadError(f"edge-rule must be a rule for edge servers, got {run.edge_rule:.80}")
+    return defences, rule
 
 
 def _initial(at: Recorded) -> NamedArrays:

@@ -4,27 +4,35 @@ Whatever is recorded beyond gradients must be, byte for byte, what follows from 
 anew and compared; digests are computed only to name a difference.
 """
 
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flower_bfl.audit._findings import decoded, differs, wrong
 from flower_bfl.audit._round import Round, Trained, read_trained
+from flower_bfl.audit._votes import Found, Incident, Votes
 from flower_bfl.chain_adapter._reader import Recorded
+from flower_bfl.chain_adapter.base import Role, Sender, decode
 from flower_bfl.chain_adapter.records import (
+    Gradient,
     NamedArrays,
     consensus_payload,
     model_digest,
     model_payload,
     read_consensus,
+    read_model,
     read_report,
 )
 from flower_bfl.config import Consensus, Outage, check_outages
+from flower_bfl.defences import Defence, Deviation, EdgeRule, Replay
+from flower_bfl.defences.replay import Terms
 from flower_bfl.errors import ConfigError, LedgerError, PayloadError
 from flower_bfl.network import Mixing
 from flower_bfl.strategies._layout import Layout
-from flower_bfl.strategies._outages import mixings_without, servers_down
+from flower_bfl.strategies._outages import known_from, mixings_without, servers_down, set_aside
 from flower_bfl.strategies.aggregation import (
     Floats,
     NotFiniteError,
@@ -32,6 +40,8 @@ from flower_bfl.strategies.aggregation import (
     Vector,
     boost,
     contribution_weights,
+    normalised,
+    partial_aggregates,
     updated_model,
     whole,
 )
@@ -51,6 +61,19 @@ class _Mixed:
         return mix(self.mixing, self.states[:, part]).astype(np.float32)
 
 
+_NOBODY = Trained([], [], np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class _Agreed:
+    """What a round's last consensus comes to."""
+
+    trained: Trained
+    states: Vector  # x^(φ), shape (m, p)
+    mass: Floats  # after the last step, shape (m,)
+    fit: frozenset[int]  # edge servers that can lead
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingRules:
     """How a round's entries follow from each other."""
@@ -58,9 +81,12 @@ class TrainingRules:
     consensus: Consensus
     mixing: Mixing  # Λ
     layout: Layout
+    defences: Sequence[Defence] = ()
+    edge_rule: EdgeRule | None = None
+    domain: Callable[[], tuple[int, bytes]] = lambda: (0, b"")  # of the ledger, for signatures in evidence
 
-    def follow(self, now: Round, before: NamedArrays) -> tuple[NamedArrays, Trained]:
-        """The model after a round, and whose gradients are in it; raises LedgerError.
+    def follow(self, now: Round, before: NamedArrays) -> tuple[NamedArrays, Trained, list[Incident]]:
+        """The model after a round, whose gradients are in it, who was accused; raises LedgerError.
 
         If everything follows but for the outages in the REPORT, it is the report that is wrong.
         """
@@ -82,38 +108,79 @@ class TrainingRules:
         return True
 
     @np.errstate(all="ignore")  # what is not finite does not follow from anything
-    def _follow(self, now: Round, before: NamedArrays, down: list[Outage]) -> tuple[NamedArrays, Trained]:
+    def _follow(
+        self, now: Round, before: NamedArrays, down: list[Outage]
+    ) -> tuple[NamedArrays, Trained, list[Incident]]:
         assert now.model is not None, "a round is checked once its model is sealed"
-        at, last = now.model, self.consensus.p2p_rounds
-        trained = read_trained(now, model_digest(now.number - 1, before), self.layout)
-        if not trained.senders:
-            for state in now.states.values():
-                raise wrong(state, "a round without gradients must have no consensus", "no state", "one")
-            self._check_leader(at, np.ones(self.consensus.edge_servers), servers_down(down, last), now.barred)
-            return self._check_model(at, before), trained
+        votes = Votes(now, self.domain, exact=self._replay.arithmetic == "exact")
 
-        # (8): the edge servers' weighted sums.
+        # (8) and (9), each time anew without those who were voted out.
+        first, steps, barred = 0, self.consensus.p2p_rounds + 1, set(now.barred)
+        while isinstance(agreed := self._agree(now, before, votes, barred, down, first), int):
+            down, first = known_from(down, agreed), first + steps
+            barred |= votes.barred
+        for (step, _), state in now.states.items():
+            if step >= first + (steps if agreed is not None else 0):
+                rule = f"consensus must take {steps - 1} steps"
+                raise wrong(state, rule, "no further state", f"x^({step})")
+
+        # (10)-(12): the leader's update; one that was voted out for its own made way for the next.
+        if agreed is None:
+            servers = range(self.consensus.edge_servers)
+            gone = servers_down(down, steps - 1) | set_aside(self.mixing, barred, down)
+            everything = _Agreed(
+                _NOBODY, np.empty((0, 0), np.float32), np.ones(len(servers)), frozenset(servers) - gone
+            )
+            return self._model(now, before, votes, everything), _NOBODY, votes.incidents()
+        return self._model(now, before, votes, agreed), agreed.trained, votes.incidents()
+
+    def _agree(
+        self,
+        now: Round,
+        before: NamedArrays,
+        votes: Votes,
+        barred: Collection[int],
+        down: list[Outage],
+        first: int,
+    ) -> _Agreed | int | None:
+        """One consensus from step `first` on; the step in which somebody was voted out, if that ended it.
+
+        None: nobody trained.
+        """
+        aside = set_aside(self.mixing, barred, down)
+        down = [*down, *(Outage(now.number, server=server) for server in sorted(aside))]
+        last = self.consensus.p2p_rounds
+        trained = read_trained(now, model_digest(now.number - 1, before), self.layout, first)
+        if not trained.senders:
+            for (step, _), state in now.states.items():
+                if step >= first:
+                    raise wrong(state, "a round without gradients must have no consensus", "no state", "one")
+            return None
+        if self.defences:
+            trained = self._counted(now, trained, aside, first, servers_down(down, 0))
+
         mass = initial_mass(self.consensus, trained.samples, trained.server_of, servers_down(down, 0))
         mixings = mixings_without(down, self.mixing, last)
         states = self._partials(now, trained)
-
-        # (9): step by step with their neighbours.
+        before_it: Vector | None = None
         for step in range(last + 1):
-            self._check_step(now, step, states, trained, down)
+            terms = partial(self._terms, trained, before_it, mixings[step - 1] if step else None)
+            found = self._wrong_states(now, first, step, states, trained, down, terms)
+            if votes.judged(first + step, found):
+                return step
+            self._raise(now, first + step, found, trained, step)
             if step < last:
+                before_it = states
                 states = whole(_Mixed(mixings[step], states), len(states), self.layout.size)
-        for (step, _), state in now.states.items():
-            if step > last:
-                raise wrong(state, f"consensus must take {last} steps", "no further state", f"x^({step})")
-
-        # (10)-(12): the leader's update.
         mass = mass_after(mass, mixings)
-        leader = self._check_leader(at, mass, servers_down(down, last), now.barred)
-        sent = self.layout.vector(before)[0 : self.layout.size]
-        tau, rate = boost(trained.samples, trained.steps), self.consensus.learning_rate
-        after = updated_model(sent, states[leader], float(mass[leader]), tau, rate)
-        largest = trained.gradients[int(trained.samples.argmax())]
-        return self._check_model(at, self.layout.model(after, largest.arrays)), trained
+        gone = servers_down(down, last)
+        fit = frozenset(m for m in range(len(mass)) if mass[m] > 0 and m not in gone)
+        return _Agreed(trained, states, mass, fit)
+
+    @property
+    def _replay(self) -> Replay:
+        """How exactly what is recorded must follow."""
+        return next((each for each in self.defences if isinstance(each, Replay)), Replay())
 
     # -- what the entries say ----------------------------------------------------------------------------
 
@@ -135,14 +202,48 @@ class TrainingRules:
 
     def _partials(self, now: Round, trained: Trained) -> Vector:
         """A of (8), shape (m, p)."""
+        rows = [self.layout.vector(gradient.arrays) for gradient in trained.gradients]
+        servers, size = self.consensus.edge_servers, self.layout.size
         try:
-            return self._sums(trained, contribution_weights(trained.samples, trained.steps))
+            sums = partial_aggregates(
+                rows, trained.samples, trained.steps, trained.server_of, servers, self.edge_rule, size
+            )
+            return whole(sums, servers, size)
         except NotFiniteError as error:
             assert now.model is not None
             at = now.gradients[trained.senders[min(error.positions)]] if error.positions else now.model
             raise wrong(
                 at, "gradients and their sums must be finite", "numbers", "NaN or infinity"
             ) from error
+
+    def _counted(
+        self, now: Round, trained: Trained, aside: Collection[int], first: int, down: Collection[int]
+    ) -> Trained:
+        """Every recorded gradient must be summed up, but for those that the run's Deviation suspects.
+
+        What nobody sums up is that of an edge server which says nothing, if there is one: D counts it.
+        """
+        senders = sorted(now.gradients)
+        suspects: set[int] = set()
+        for deviation in (each for each in self.defences if isinstance(each, Deviation)):
+            gradients = [decoded(now.gradients[sender], Gradient.decode) for sender in senders]
+            rows = [self.layout.vector(gradient.arrays) for gradient in gradients]
+            taken = np.array([gradient.steps for gradient in gradients], dtype=np.int64)
+            suspects |= set(deviation.suspects(normalised(rows, taken, self.layout.size)))
+        silent = [
+            m for m in range(self.consensus.edge_servers) if (first, m) not in now.states and m not in down
+        ]
+        missing: list[Sender] = []
+        for y, sender in enumerate(senders):
+            lost = y in suspects or (sender.role is Role.SERVER and sender.index in aside)
+            if lost != (sender in trained.senders):
+                continue
+            if silent and not lost:
+                missing.append(sender)
+                continue
+            rule, told = "gradients must be summed up, but for those that deviate", ("not in a sum", "in one")
+            raise wrong(now.gradients[sender], rule, *(told if lost else told[::-1]))
+        return trained.joined(now, missing, silent[0]) if missing else trained
 
     def _sums(self, trained: Trained, weights: Floats) -> Vector:
         rows = [self.layout.vector(gradient.arrays) for gradient in trained.gradients]
@@ -151,29 +252,85 @@ class TrainingRules:
 
     # -- what follows from them --------------------------------------------------------------------------
 
-    def _check_step(
-        self, now: Round, step: int, states: Vector, trained: Trained, down: list[Outage]
-    ) -> None:
-        """The recorded states of one step against those that follow, shape (m, p)."""
+    def _wrong_states(
+        self, now: Round, first: int, step: int, states: Vector, trained: Trained, down: list[Outage],
+        terms: Callable[[int], Terms],
+    ) -> dict[int, Found]:  # fmt: skip
+        """What does not follow in a step, by edge server; `states`, (m, p), become the recorded ones."""
         up = set(range(self.consensus.edge_servers)) - servers_down(down, max(step - 1, 0))
-        recorded = {server: at for (taken, server), at in now.states.items() if taken == step}
-        differ: dict[int, bytes] = {}
+        recorded = {server: at for (taken, server), at in now.states.items() if taken == first + step}
+        found = {server: Found(None, b"") for server in sorted(up - recorded.keys())}
         for server, at in recorded.items():
             if server not in up:
                 rule = f"an edge server that is down must not record x^({step})"
                 raise wrong(at, rule, "no state", "a state")
+            members = trained.at(server) if step == 0 else None
             arrays = self.layout.arrays(states[server])
-            payload = consensus_payload(now.number, step, server, arrays, trained.at(server))
-            if payload != at.entry.payload:
-                differ[server] = payload
-        if differ:
-            rule = f"x^({step}) must be Λ x^({step - 1}), eq. (9)"
-            server = next(iter(differ))
+            payload = consensus_payload(now.number, first + step, server, arrays, members)
+            if payload == at.entry.payload:
+                continue
+            if self._replay.arithmetic == "exact" or not self._rounded(
+                at, payload, states[server], terms(server)
+            ):
+                found[server] = Found(at, payload)
+        return found
+
+    def _rounded(self, at: Recorded, expected: bytes, state: Vector, terms: Terms) -> bool:
+        """Whether a recorded state is the expected one but for allowed rounding; it then counts."""
+        arrays, said = decode(at.entry.payload)
+        wanted, says = decode(expected)
+        if said != says or not _alike(arrays, wanted):
+            return False
+        found = self.layout.vector(arrays)[0 : self.layout.size]
+        if not self._replay.accepts(found, state, terms):
+            return False
+        state[:] = found
+        return True
+
+    def _rounded_model(
+        self, at: Recorded, expected: NamedArrays, before: NamedArrays, agreed: _Agreed
+    ) -> bool:
+        """The same of a model."""
+        if self._replay.arithmetic == "exact" or not agreed.trained.senders:
+            return False
+        model, trained, leader = decoded(at, read_model), agreed.trained, at.entry.sender.index
+        if model_payload(at.entry.round, model) != at.entry.payload or not _alike(model, expected):
+            return False
+        if any(not np.array_equal(model[name], expected[name]) for name in self.layout.copied):
+            return False
+        step = boost(trained.samples, trained.steps) * self.consensus.learning_rate
+        factor = -step / float(agreed.mass[leader])
+        sent, found, wanted = (
+            self.layout.vector(arrays)[0 : self.layout.size] for arrays in (before, model, expected)
+        )
+        return self._replay.accepts(found, wanted, [(1.0, sent), (factor, agreed.states[leader])])
+
+    def _terms(self, trained: Trained, before: Vector | None, mixing: Mixing | None, server: int) -> Terms:
+        """Weights and vectors that an edge server's state is the sum of."""
+        if before is not None and mixing is not None:
+            return [(float(mixing[server, other]), before[other]) for other in np.flatnonzero(mixing[server])]
+        if self.edge_rule is not None:
+            return ()
+        weights = contribution_weights(trained.samples, trained.steps)
+        return [
+            (float(weights[y]), self.layout.vector(trained.gradients[y].arrays))
+            for y in np.flatnonzero(trained.server_of == server)
+        ]
+
+    def _raise(
+        self, now: Round, ledger_step: int, found: Mapping[int, Found], trained: Trained, step: int
+    ) -> None:
+        """Raise LedgerError for what does not follow, and was not voted on."""
+        differ = {server: each for server, each in found.items() if each.at is not None}
+        if differ and (step > 0 or len(differ) == len(found)):  # who says nothing makes all sums (8) differ
+            server, rule = next(iter(differ)), f"x^({step}) must be Λ x^({step - 1}), eq. (9)"
             if step == 0:
                 rule = "x^(0) must be a_m of the gradients, eq. (8)"
-                server = self._blamed({server: recorded[server] for server in differ}, trained)
-            raise differs(recorded[server], rule, differ[server])
-        for server in sorted(up - recorded.keys() - now.barred):
+                server = self._blamed({m: each.at for m, each in differ.items() if each.at}, trained)
+            at = differ[server].at
+            assert at is not None
+            raise differs(at, rule, differ[server].expected)
+        for server in found.keys() - differ.keys():
             assert now.model is not None
             raise LedgerError(
                 f"an edge server that is up must record x^({step}), before the model",
@@ -203,25 +360,46 @@ class TrainingRules:
         usual = np.median([*factors.values()])
         return max(factors, key=lambda server: abs(factors[server] - usual))
 
-    def _check_leader(self, at: Recorded, mass: Floats, down: set[int], barred: frozenset[int]) -> int:
+    def _model(self, now: Round, before: NamedArrays, votes: Votes, agreed: _Agreed) -> NamedArrays:
+        """The sealed model, once those before it are shown to be rightly withdrawn."""
+        for place, at in enumerate(now.models):
+            leader = at.entry.sender.index
+            self._check_leader(at, agreed.fit - votes.barred)
+            expected = self._updated(leader, before, agreed)
+            payload = model_payload(now.number, expected)
+            if payload != at.entry.payload and self._rounded_model(at, expected, before, agreed):
+                expected, payload = decoded(at, read_model), at.entry.payload
+            follows = payload == at.entry.payload
+            found = {} if follows else {leader: Found(at, payload)}
+            if not votes.judged_model(place + 1, found) and not follows:
+                raise differs(at, "the model must follow from the leader's x^(φ), eqs. (10)-(12)", payload)
+        return expected
+
+    def _updated(self, leader: int, before: NamedArrays, agreed: _Agreed) -> NamedArrays:
+        trained = agreed.trained
+        if not trained.senders:
+            return before
+        sent = self.layout.vector(before)[0 : self.layout.size]
+        tau, rate = boost(trained.samples, trained.steps), self.consensus.learning_rate
+        after = updated_model(sent, agreed.states[leader], float(agreed.mass[leader]), tau, rate)
+        return self.layout.model(after, trained.gradients[int(trained.samples.argmax())].arrays)
+
+    def _check_leader(self, at: Recorded, fit: Collection[int]) -> None:
         """The leader; that so many servers after the drawn one were passed over, the contract has checked."""
-        servers = range(self.consensus.edge_servers)
-        leader, passed = at.entry.sender.index, at.entry.step
-        fit = [server for server in servers if mass[server] > 0 and server not in down | barred]
+        leader, passed, servers = at.entry.sender.index, at.entry.step, self.consensus.edge_servers
         found = f"edge server {leader}, after {passed} passed over"
         for back in range(passed, 0, -1):
-            if (server := (leader - back) % len(servers)) in fit:
+            if (server := (leader - back) % servers) in fit:
                 rule = "only edge servers in quarantine, down or without mass may be passed over"
                 raise wrong(at, rule, f"edge server {server} leads", found)
         if leader not in fit:
-            raise wrong(at, "the leader must be up and have mass", f"one of {fit} leads", found)
-        return leader
+            raise wrong(at, "the leader must be up and have mass", f"one of {sorted(fit)} leads", found)
 
-    def _check_model(self, at: Recorded, model: NamedArrays) -> NamedArrays:
-        payload = model_payload(at.entry.round, model)
-        if payload != at.entry.payload:
-            raise differs(at, "the model must follow from the leader's x^(φ), eqs. (10)-(12)", payload)
-        return model
+
+def _alike(found: NamedArrays, expected: NamedArrays) -> bool:
+    """Whether arrays have the same names, types and shapes, in order."""
+    one, other = ([(n, a.dtype, a.shape) for n, a in arrays.items()] for arrays in (found, expected))
+    return one == other
 
 
 def adjacency(mixing: Mixing) -> NDArray[np.bool_]:

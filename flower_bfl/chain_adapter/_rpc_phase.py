@@ -10,7 +10,7 @@ from flower_bfl.chain_adapter._contract import PIECE_BYTES
 from flower_bfl.chain_adapter._phase import OPERATOR, gas_limit
 from flower_bfl.chain_adapter._rpc_log import to_hex
 from flower_bfl.chain_adapter._rpc_outbox import Outgoing
-from flower_bfl.chain_adapter._rules import RuleBook, check_bounds, refused
+from flower_bfl.chain_adapter._rules import RuleBook, check_bounds, parties, refused
 from flower_bfl.chain_adapter.base import Entry, Kind, Sender, digest
 from flower_bfl.chain_adapter.signing import signer
 from flower_bfl.chain_adapter.store import Payloads
@@ -80,7 +80,7 @@ class PhasePlanner:
         remaining = iter(entries)  # one at a time: a phase's payloads together may be large
         try:
             while (entry := next(remaining, None)) is not None:
-                if entry.sender not in self._known:
+                if any(each.sender not in self._known for each in self._parties(entry)):
                     rest = [entry, *remaining]
                     self._register(rest)
                     remaining = iter(rest[1:])
@@ -118,8 +118,9 @@ class PhasePlanner:
         new: dict[Sender, bytes] = {}
         for entry in entries:
             check_bounds(entry)
-            if entry.sender not in self._known and entry.sender not in new:
-                new[entry.sender] = self._address(entry, digest(entry.payload))
+            for each in self._parties(entry):
+                if each.sender not in self._known and each.sender not in new:
+                    new[each.sender] = self._address(each, digest(each.payload))
         for sender in sorted(new):
             self._book.register(sender)
             if new[sender] in self._known.values():
@@ -127,6 +128,9 @@ class PhasePlanner:
                 raise RejectedError(f"registration refused, AlreadyRegistered (account {account}): {sender}")
             self._known[sender] = new[sender]
         self._new += new
+
+    def _parties(self, entry: Entry) -> list[Entry]:
+        return parties(entry, self._book.rules.edge_servers)
 
     def _check_account(self, entry: Entry, name: bytes) -> None:
         address, known = self._address(entry, name), self._known[entry.sender]

@@ -218,6 +218,14 @@ def may_submit(entry: Entry) -> bool:
     return entry.sender.role in _SUBMITTERS[entry.kind]
 
 
+def parties(entry: Entry, edge_servers: int) -> list[Entry]:
+    """The entry, and one that stands for the account of whom it accuses: both accounts must be there."""
+    accused = Sender(Role.SERVER, entry.step)
+    if entry.kind is not Kind.VOTE or entry.step >= edge_servers or accused == entry.sender:
+        return [entry]
+    return [entry, Entry(Kind.CONSENSUS, entry.round, accused, b"")]
+
+
 def check_bounds(entry: Entry) -> None:
     """Raise ConfigError if a number of the entry does not fit the contract's types."""
     last_operator = 0  # there is one operator

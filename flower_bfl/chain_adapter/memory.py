@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 
-from flower_bfl.chain_adapter._rules import RuleBook, check_bounds, check_same_rules
+from flower_bfl.chain_adapter._rules import RuleBook, check_bounds, check_same_rules, parties
 from flower_bfl.chain_adapter.base import Entry, Keys, Receipt, Role, Sender, digest
 from flower_bfl.config import ContractRules
 from flower_bfl.errors import LedgerError, PayloadError
@@ -51,12 +51,16 @@ class MemoryLedger:
                 raise LedgerError("`record` needs an open ledger: call `open(keys)` first")
             book, registered = self._book.copy(), self._registered
             digests = [digest(entry.payload) for entry in phase]
+
+            def senders(entry: Entry) -> set[Sender]:
+                return {each.sender for each in parties(entry, book.rules.edge_servers)}
+
             for place, entry in enumerate(phase):
                 check_bounds(entry)
-                if entry.sender not in registered:  # an `EvmLedger` then registers all who are to come
+                if not registered >= senders(entry):  # an `EvmLedger` then registers all who are to come
                     for each in phase[place:]:
                         check_bounds(each)
-                    registered |= {each.sender for each in phase[place:]}
+                    registered = registered.union(*map(senders, phase[place:]))
                     for sender in sorted(registered):
                         book.register(sender)
                 book.note(entry, digests[place])

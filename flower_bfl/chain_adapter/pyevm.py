@@ -16,7 +16,7 @@ from flower_bfl.chain_adapter._chain import GUARD, Block, BlockBuilder, EvmChain
 from flower_bfl.chain_adapter._contract import PIECE_BYTES
 from flower_bfl.chain_adapter._phase import OPERATOR, PhaseWriter
 from flower_bfl.chain_adapter._reader import EntryReader, Recorded
-from flower_bfl.chain_adapter._rules import EPOCH_S, check_bounds, check_same_rules, find_nonce
+from flower_bfl.chain_adapter._rules import EPOCH_S, check_bounds, check_same_rules, find_nonce, parties
 from flower_bfl.chain_adapter._sqlite import ChainDatabase
 from flower_bfl.chain_adapter._whole_file import TOTALS, check_whole_file, totals
 from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Receipt, Role, Sender
@@ -202,19 +202,20 @@ class EvmLedger:
         database: ChainDatabase,
         position: _Position,
     ) -> Receipt:
-        registered = set(self._registered)
+        registered, servers = set(self._registered), self.rules.edge_servers
         remaining = iter(entries)  # one at a time: a phase's payloads together may be large
         while (entry := next(remaining, None)) is not None:
             check_bounds(entry)
-            if entry.sender not in registered and not writer.knows(entry):
+            own = [each for each in parties(entry, servers) if each.sender not in registered]
+            if not all(map(writer.knows, own)):
                 rest = list(remaining)
                 for each in rest:
                     check_bounds(each)
-                new = [each for each in (entry, *rest) if each.sender not in registered]
-                writer.register(new)
-                registered |= {each.sender for each in new}
+                needed = [party for each in (entry, *rest) for party in parties(each, servers)]
+                writer.register(party for party in needed if party.sender not in registered)
+                registered |= {party.sender for party in needed}
                 remaining = iter(rest)
-            registered.add(entry.sender)
+            registered |= {each.sender for each in own}
             if entry.kind is Kind.MODEL:
                 timestamp_s = EPOCH_S + entry.round if self._clock is None else self._clock()
                 timestamp_s = max(position.model_timestamp_s + 1, timestamp_s)

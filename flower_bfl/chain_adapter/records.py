@@ -7,6 +7,7 @@ down in docs/ledger.md.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from flower_bfl.config import Consensus, Outage
 from flower_bfl.errors import ConfigError, PayloadError
 from flower_bfl.types import LeftOut
 
-FORMAT = "flower-bfl 3"
+FORMAT = "flower-bfl 4"
 NamedArrays = dict[str, NDArray[np.generic]]
 
 
@@ -28,10 +29,16 @@ class RunRules:
     strategy: str  # class of the strategy whose models are recorded
     consensus: Consensus | None = None  # None: the models do not follow from (8)-(12)
     mixing: NDArray[np.float64] | None = None  # Λ, shape (M, M)
+    defences: tuple[str, ...] = ()  # descriptions, see `flower_bfl.defences`
+    edge_rule: str = ""  # description of what stands in for the mean in (8)
 
     def encode(self) -> bytes:
         """As the payload of a RULES entry."""
         fields = {} if self.consensus is None else asdict(self.consensus)
+        if self.defences:
+            fields["defences"] = "\n".join(self.defences)
+        if self.edge_rule:
+            fields["edge_rule"] = self.edge_rule
         arrays = {} if self.mixing is None else {"mixing": self.mixing}
         return encode(arrays, _metadata(format=FORMAT, strategy=self.strategy, **fields))
 
@@ -60,7 +67,8 @@ class RunRules:
                 raise ValueError(f"mixing must be square in the edge servers, got shape {mixing.shape}")
         except (KeyError, ValueError, ConfigError) as error:
             raise PayloadError(f"a RULES payload does not say how models are made: {error}") from error
-        return cls(strategy, consensus, mixing)
+        defences = metadata["defences"].split("\n") if "defences" in metadata else ()
+        return cls(strategy, consensus, mixing, tuple(defences), metadata.get("edge-rule", ""))
 
 
 @dataclass(frozen=True)
@@ -162,11 +170,11 @@ class Gradient:
 
 
 def consensus_payload(
-    server_round: int, step: int, server: int, state: Arrays, members: Sequence[Sender] = ()
+    server_round: int, step: int, server: int, state: Arrays, members: Sequence[Sender] | None = None
 ) -> bytes:
-    """x_m^(l) of an edge server; at step 0, also whose gradients are in it: devices', and its own."""
+    """x_m^(l) of an edge server; of its sum (8), also whose gradients are in it: devices', and its own."""
     summed = {}
-    if step == 0:
+    if members is not None:
         devices = [member.index for member in members if member.role is Role.DEVICE]
         summed = {"devices": _listed(devices)} | ({"itself": "yes"} if len(devices) < len(members) else {})
     return encode(state, _metadata(round=server_round, step=step, server=server, **summed))
@@ -203,6 +211,49 @@ def read_report(payload: bytes) -> tuple[list[LeftOut], list[Outage]]:
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise PayloadError(f"a REPORT payload must hold a report: {error}") from error
     return left_out, down
+
+
+Offence = Literal["state", "silence", "equivocation", "model", "no model", "accusation"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Why an edge server is accused, for anybody to check.
+
+    offence : "state" or "model": it does not follow. "silence", "no model": there is none. "equivocation": it
+        signed two states of one step. "accusation": it accused another one without reason.
+    step : of the state; servers passed over before the model; who was accused without reason.
+    found : digest of what is wrong: a state, a model, the state that was sent to some, a false vote.
+    expected : digest of what would follow, or of the state that was recorded.
+    signature : of an equivocation: by the accused, of `found` as the CONSENSUS entry of the step.
+    """
+
+    offence: Offence
+    step: int = 0
+    found: bytes = b""
+    expected: bytes = b""
+    signature: bytes = b""
+
+    def encode(self, server_round: int, accused: int) -> bytes:
+        """As the payload of a VOTE entry."""
+        digests = {
+            name: value.hex() for name in ("found", "expected", "signature") if (value := getattr(self, name))
+        }
+        said = {"offence": self.offence, "step": self.step}
+        return encode({}, _metadata(round=server_round, server=accused, **said, **digests))
+
+    @classmethod
+    def decode(cls, payload: bytes) -> "Evidence":
+        """What `encode` was given; raises PayloadError."""
+        _, metadata = _decode(payload)
+        try:
+            if metadata["offence"] not in get_args(Offence):
+                raise ValueError(f"there is no offence {metadata['offence']!r:.40}")
+            digests = {name: _sha256(metadata[name]) for name in ("found", "expected") if name in metadata}
+            signature = bytes.fromhex(metadata.get("signature", ""))
+            return cls(metadata["offence"], int(metadata["step"]), **digests, signature=signature)  # type: ignore[arg-type]
+        except (KeyError, ValueError) as error:
+            raise PayloadError(f"a VOTE payload must say what it is about: {error}") from error
 
 
 def model_payload(server_round: int, model: Arrays) -> bytes:

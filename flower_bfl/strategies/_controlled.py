@@ -1,6 +1,6 @@
 """A round with a controller: who is there, what is decided, whose data go where, what comes back."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from logging import WARNING
@@ -159,8 +159,13 @@ class Controlled:
         """The nodes that are there and known to be devices."""
         return [node for node in grid.get_node_ids() if self._roll_call.is_device(node)]
 
-    def open(self, server_round: int, messages: Sequence[Message], grid: Grid) -> list[Message]:
-        """Decide, fetch data, and address everybody's message; `messages` are the sampled devices'."""
+    def open(
+        self, server_round: int, messages: Sequence[Message], grid: Grid, barred: Collection[int] = ()
+    ) -> list[Message]:
+        """Decide, fetch data, and address everybody's message; `messages` are the sampled devices'.
+
+        Nobody sends anything to edge servers that are barred.
+        """
         by_node = {message.metadata.dst_node_id: message for message in messages}
         node_of = self._indexed(by_node)
         if not node_of:
@@ -168,7 +173,8 @@ class Controlled:
 
         # 1. What the controller decides for those who are there.
         fleet = self._fleet
-        plan = self._planner.decide([*node_of], fleet.devices, fleet.servers.keys(), self._most_bytes)
+        there = [server for server in fleet.servers if server not in barred]
+        plan = self._planner.decide([*node_of], fleet.devices, there, self._most_bytes)
         if plan.fallback:
             logger.log(WARNING, "round %d: %s", server_round, plan.fallback)
 

@@ -132,11 +132,15 @@ def gradient_entries(
 
 
 def consensus_entries(
-    server_round: int, step: int, states: Mapping[int, Mapping[str, NDArray[np.generic]]], trained: Trained
+    server_round: int,
+    step: int,
+    states: Mapping[int, Mapping[str, NDArray[np.generic]]],
+    trained: Trained | None = None,
 ) -> Iterator[Entry]:
-    """x_m^(l) of some edge servers."""
+    """x_m^(l) of some edge servers; with those who trained, of sums (8) of their gradients."""
     for server, state in states.items():
-        payload = consensus_payload(server_round, step, server, state, trained.at([server]).senders)
+        members = None if trained is None else trained.at([server]).senders
+        payload = consensus_payload(server_round, step, server, state, members)
         yield Entry(Kind.CONSENSUS, server_round, Sender(Role.SERVER, server), payload, step)
 
 

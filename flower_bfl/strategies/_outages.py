@@ -1,6 +1,10 @@
 """What is down in a round: edge servers and links, from which step of the consensus on."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy.sparse.csgraph import connected_components
 
 from flower_bfl.config import Outage
 from flower_bfl.network import Mixing, without
@@ -26,3 +30,26 @@ def mixings_without(down: Sequence[Outage], mixing: Mixing, steps: int) -> list[
         )
         for step in range(steps)
     ]
+
+
+def set_aside(mixing: Mixing, barred: Collection[int], down: Sequence[Outage]) -> set[int]:
+    """Edge servers in quarantine, and those cut off by it from the largest part that hangs together.
+
+    Of parts of one size the one with the lowest index counts. Without a quarantine nobody is cut off: what
+    outages leave in parts stays in parts.
+    """
+    if not barred:
+        return set()
+    gone = {*barred, *servers_down(down, 0)}
+    left = mixings_without(down, without(mixing, servers=barred), 1)[0]
+    _, part = connected_components(left != 0, directed=False)
+    up = np.array([server for server in range(len(mixing)) if server not in gone], dtype=np.int64)
+    if not up.size:
+        return set(barred)
+    largest = np.bincount(part[up]).argmax()
+    return {*barred, *(int(server) for server in up if part[server] != largest)}
+
+
+def known_from(down: Sequence[Outage], step: int) -> list[Outage]:
+    """The outages, for a consensus that begins anew after a step: what has failed stays down."""
+    return [replace(outage, step=0) if outage.step <= step else outage for outage in down]

@@ -1,6 +1,6 @@
 """Who is who: Flower's nodes, this run's devices, and the edge server of each device."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count
@@ -72,6 +72,18 @@ class Trained:
             self.replies + tuple(servers.values()),
             np.concatenate([self.server_of, np.array([*servers], dtype=np.int64)]),
         )
+
+    def moved(self, aside: Collection[int], servers: int) -> "Trained":
+        """With edge servers set aside: the next one left takes their devices; what they trained is lost."""
+        if not aside:
+            return self
+        nearest = [
+            next((m + k) % servers for k in range(servers) if (m + k) % servers not in aside)
+            for m in range(servers)
+        ]
+        homes = np.array(nearest, dtype=np.int64)[self.server_of]
+        lost = [y for y, one in enumerate(self.senders) if one.role is Role.SERVER and one.index in aside]
+        return Trained(self.senders, self.replies, homes).without(lost)
 
     def _only(self, chosen: NDArray[np.bool_]) -> "Trained":
         kept = np.flatnonzero(chosen)

@@ -101,6 +101,56 @@ class PartialAggregates:
         return (y for y, gradient in enumerate(self.gradients) if not np.isfinite(gradient[part]).all())
 
 
+class Combine(Protocol):
+    """A rule that makes one vector of several, such as those of `flower_bfl.defences`."""
+
+    def combine(self, rows: Vector) -> Vector:
+        """(n, p) -> (p,)."""
+
+
+def partial_aggregates(
+    gradients: Sequence[Row],
+    samples: Floats,
+    steps: Integers,
+    server_of: Integers,
+    servers: int,
+    rule: Combine | None = None,
+    size: int = 0,
+) -> Row:
+    """a_m of (8) at each of m edge servers; with a rule, a_m = (Σ_{y at m} D_y/D) · rule of the g_y / e_y.
+
+    A rule makes one vector of p = `size` parameters of what an edge server's contributors sent, whatever
+    their data sets' sizes. Raises NotFiniteError where it is read, and with a rule at once.
+    """
+    if rule is None:
+        return PartialAggregates(gradients, contribution_weights(samples, steps), server_of, servers)
+    partials, shares = np.zeros((servers, size), np.float32), data_shares(samples, server_of, servers)
+    rows = normalised(gradients, steps, size)
+    for server in np.unique(server_of):
+        partials[server] = shares[server] * rule.combine(rows[server_of == server]).astype(np.float64)
+    return _Known(partials)
+
+
+def normalised(gradients: Sequence[Row], steps: Integers, size: int) -> Vector:
+    """g_y / e_y, (n, p); raises NotFiniteError."""
+    rows = np.empty((len(gradients), size), np.float32)
+    for row, gradient, taken in zip(rows, gradients, steps, strict=True):
+        np.divide(gradient[0:size], np.float32(taken), out=row)
+    if odd := np.flatnonzero(~np.isfinite(rows).all(axis=1)).tolist():
+        raise NotFiniteError(odd)
+    return rows
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """Partial aggregates that were worked out before."""
+
+    partials: Vector  # (m, p)
+
+    def __getitem__(self, part: slice, /) -> Vector:
+        return self.partials[:, part]
+
+
 def whole(rows: Row, servers: int, size: int) -> Vector:
     """Every slice of `rows` put together, (servers, size)."""
     result = np.empty((servers, size), np.float32)

@@ -53,15 +53,34 @@ def agree(
             state[part] = mix(shortcut, start)[0]
         else:
             states[:, :, part] = reach_consensus(start, mixings)
-        total = start.sum(axis=0, dtype=np.float64)
-        miss = state[part].astype(np.float64) / final_mass - total
-        spreads = (row - share * total for row, share in zip(start, mass, strict=True))
-        return float(miss @ miss), sum(float(spread @ spread) for spread in spreads)
+        return _squares(start, state[part], mass, final_mass)
 
-    squares = each_block(size, work)
+    error, bound = _error_and_bound(each_block(size, work), final_mass, mixings)
+    return Agreement(server, state, final_mass, error, bound, states)
+
+
+def error_and_bound(
+    partials: Vector, state: Vector, mass: Floats, final_mass: float, mixings: Sequence[Mixing]
+) -> tuple[float, float]:
+    """`error` and `bound` of an `Agreement`. (m, p), (p,), (m,), s_m after the steps."""
+    parts = each_block(state.size, lambda part: _squares(partials[:, part], state[part], mass, final_mass))
+    return _error_and_bound(parts, final_mass, mixings)
+
+
+def _squares(start: Vector, state: Vector, mass: Floats, final_mass: float) -> tuple[float, float]:
+    """‖x/s − Σa‖² and ‖a − s·Σa‖² of some parameters."""
+    total = start.sum(axis=0, dtype=np.float64)
+    miss = state.astype(np.float64) / final_mass - total
+    spreads = (row - share * total for row, share in zip(start, mass, strict=True))
+    return float(miss @ miss), sum(float(spread @ spread) for spread in spreads)
+
+
+def _error_and_bound(
+    squares: Sequence[tuple[float, float]], final_mass: float, mixings: Sequence[Mixing]
+) -> tuple[float, float]:
     error, distance = (math.sqrt(sum(column)) for column in zip(*squares, (0.0, 0.0), strict=True))
     contraction = math.prod(spectral_radius(mixing) for mixing in mixings)
-    return Agreement(server, state, final_mass, error, contraction * distance / final_mass, states)
+    return error, contraction * distance / final_mass
 
 
 def reach_consensus(partials: Vector, mixings: Sequence[Mixing]) -> Vector:

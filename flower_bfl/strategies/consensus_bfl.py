@@ -1,6 +1,7 @@
 """Consensus-based federated learning on a ledger: the paper's Algorithm 1 as a Flower strategy."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from functools import partial
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -11,11 +12,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from numpy.typing import ArrayLike
 
+from flower_bfl.attacks import Attack
 from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Ledger, Role, Sender, draw_leader
-from flower_bfl.chain_adapter.records import RunRules, model_payload, report_payload
+from flower_bfl.chain_adapter.records import RunRules, model_payload, read_model, report_payload
+from flower_bfl.chain_adapter.signing import sign
 from flower_bfl.config import Consensus, ContractRules, LeaderRule, Mass, Mining, Outage, check_outages
 from flower_bfl.controller.base import Controller
-from flower_bfl.errors import ConfigError
+from flower_bfl.defences import Defence, EdgeRule, described
+from flower_bfl.errors import ConfigError, FlowerBFLError
 from flower_bfl.network import (
     Graph,
     MixingName,
@@ -24,7 +28,9 @@ from flower_bfl.network import (
     mixing_matrix,
     spectral_radius,
 )
+from flower_bfl.strategies._adversary import Adversary
 from flower_bfl.strategies._controlled import Controlled
+from flower_bfl.strategies._defended import check_attacks, checked_defences
 from flower_bfl.strategies._edge_strategy import EdgeStrategy, FedAvgArguments, NamedArrays, as_record
 from flower_bfl.strategies._journal import (
     OPERATOR,
@@ -37,12 +43,14 @@ from flower_bfl.strategies._miners import Seal, miners, seal
 from flower_bfl.strategies._outages import down_in, mixings_without, servers_down
 from flower_bfl.strategies._replies import Contribution
 from flower_bfl.strategies._roster import NOBODY, Association, Trained
+from flower_bfl.strategies._watched import Agreed, Gathered, Phase, Watched
 from flower_bfl.strategies.aggregation import (
-    Floats,
-    PartialAggregates,
+    NotFiniteError,
+    Row,
     Vector,
     boost,
-    contribution_weights,
+    normalised,
+    partial_aggregates,
     updated_model,
 )
 from flower_bfl.strategies.consensus import agree, initial_mass, mass_after
@@ -77,9 +85,13 @@ class ConsensusBFL(EdgeStrategy):
     keys : private keys of operator, edge servers and devices, such as a `KeyFolder`; None derives them from
         the seed, for simulations: whoever knows it can sign in everybody's name.
     require_signatures : leave out devices that do not sign their updates with keys of their own.
-    seed : of the random graph, of the mining race and of derived keys.
+    seed : of the random graph, of the mining race, of attacks and of derived keys.
     run_folder : a folder for rounds.jsonl and model.safetensors, or None.
     outages : edge servers and links that fail in given rounds, for what-if runs.
+    attacks : of compromised edge servers and poisoned devices, for what-if runs, see `flower_bfl.attacks`.
+    defence : `Replay()`, `Deviation()` or both, see docs/attacks.md; None: whoever lies is believed.
+    edge_rule : a robust rule in place of the mean at the edge servers, e.g. `Median()`; None: the mean (8).
+    quarantine_rounds : for which an edge server takes no part after the round in which it was voted out.
     controller : decides before each round who offloads its data where, with how much power, bandwidth, CPU
         and hash rate, see docs/offloading.md; None: every device trains itself.
     network : the edge network that the controller decides in, with at least as many devices as there are;
@@ -111,6 +123,10 @@ class ConsensusBFL(EdgeStrategy):
         seed: int = 0,
         run_folder: Path | str | None = None,
         outages: Iterable[Outage] = (),
+        attacks: Iterable[Attack] = (),
+        defence: Defence | Sequence[Defence] | None = None,
+        edge_rule: EdgeRule | None = None,
+        quarantine_rounds: int = 10,
         controller: Controller | None = None,
         network: NetworkConfig | None = None,
         most_offloaded_bytes: int = 2**28,
@@ -127,6 +143,14 @@ class ConsensusBFL(EdgeStrategy):
         check_outages(self.outages, adjacency)
         if leader == "reputation" and (ledger is None or mining is None):
             raise ConfigError("`leader` must not be 'reputation' without `ledger` and `mining`")
+        self.attacks = tuple(attacks)
+        self._replay, self._deviation = checked_defences(
+            defence, self.consensus, sealed=ledger is not None and mining is not None
+        )
+        self.edge_rule = edge_rule
+        check_attacks(self.attacks, self.consensus)
+        self._adversary = Adversary(self.attacks, seed)
+        self.quarantine_rounds = quarantine_rounds
         self.mining = mining
         self.seed = seed
         if controller is None and network is not None:
@@ -139,6 +163,12 @@ class ConsensusBFL(EdgeStrategy):
             require_signatures=require_signatures,
             **fedavg,
         )
+        self._watched = None
+        if self.attacks or self._replay is not None:
+            self._watched = Watched(
+                self.consensus, self.mixing, self._adversary, self._replay, quarantine_rounds,
+                sums=self._sums, sign=self._signed,
+            )  # fmt: skip
         self._controlled = None
         if controller is not None:
             self._controlled = Controlled(
@@ -161,59 +191,56 @@ class ConsensusBFL(EdgeStrategy):
         self, server_round: int, trained: Trained, left_out: Sequence[LeftOut]
     ) -> tuple[ArrayRecord | None, MetricRecord]:
         """One round of Algorithm 1, from the devices' models to the new global one."""
-        # 1. Every device's cumulative gradient, (6)(7), and their sums at the edge servers, (8).
+        # 1. Every device's cumulative gradient, (6)(7); one that deviates is recorded, but goes no further.
         before, learning_rate = self._flat(self._model), self.consensus.learning_rate
         gradients = [self._gradient(before, reply, learning_rate) for reply in trained.replies]
-        weights = contribution_weights(trained.samples, trained.steps)
-        partials = PartialAggregates(gradients, weights, trained.server_of, self.edge_servers)
-
-        # 2. The edge servers agree, step by step with their neighbours: (9).
+        suspected = self._suspected(trained, gradients)
         down = down_in(self.outages, server_round)
-        mass = initial_mass(self.consensus, trained.samples, trained.server_of, servers_down(down, 0))
-        mixings = mixings_without(down, self.mixing, self.consensus.p2p_rounds)
-        elected = self._elect(server_round, mass_after(mass, mixings), down)
-        if elected is None:
-            return self._skip(server_round, left_out)
-        leader, passed = elected
-        agreement = agree(partials, self.layout.size, mass, mixings, leader, states=self._kept_states())
+
+        # 2. Their sums at the edge servers, (8), which agree on them step by step with their neighbours: (9).
+        gathered = Gathered(server_round, trained, gradients, [*suspected], down, before, self.layout)
+        agreed = self._agree(gathered)
+        if agreed is None:
+            return self._skip(server_round, left_out, trained)
+        left_out = [*left_out, *suspected.values(), *self._lost(trained, agreed, suspected)]
 
         # 3. The leader turns what it holds into the global model: (10)-(12).
-        tau = boost(trained.samples, trained.steps)
-        after = updated_model(before, agreement.state, agreement.mass, tau, learning_rate)
-        model = self._named(after, trained)
+        tau = boost(agreed.trained.samples, agreed.trained.steps)
+        for leader, passed in self._leaders(server_round, agreed.fit):
+            after = partial(
+                updated_model, before, agreed.states[leader], float(agreed.mass[leader]), tau, learning_rate
+            )
+            published = self._publish(gathered, agreed, leader, passed, after)
+            if published is not None:
+                break  # else it was voted out for it, and the next one leads
+        else:
+            return self._skip(server_round, left_out, trained)
 
         # 4. All of it goes to the ledger, one block a phase, while the devices train on.
-        published = model_entry(server_round, leader, passed, model)
-        own = {
-            "consensus-error": agreement.error,
-            "consensus-bound": agreement.bound,
-            "left-out": len(left_out),
-        }
-        metrics = self._metrics(trained, own | self._decided())
+        error, bound = agreed.error(leader)
+        own = {"consensus-error": error, "consensus-bound": bound, "left-out": len(left_out)}
+        metrics = self._metrics(agreed.trained, own | self._decided())
         report = RoundReport(
             round=server_round,
-            devices=len(trained.devices) + sum(map(len, trained.unions.values())),
-            samples=float(trained.samples.sum()),
+            devices=len(agreed.trained.devices) + sum(map(len, agreed.trained.unions.values())),
+            samples=float(agreed.trained.samples.sum()),
             left_out=tuple(left_out),
             down=tuple(map(str, down)),
-            server_devices=tuple(trained.at([server]).devices for server in range(self.edge_servers)),
-            server_data=tuple(trained.unions.get(server, ()) for server in range(self.edge_servers)),
+            suspected=tuple(suspected.values()),
+            server_devices=tuple(agreed.trained.at([m]).devices for m in range(self.edge_servers)),
+            server_data=tuple(agreed.trained.unions.get(m, ()) for m in range(self.edge_servers)),
             leader=leader,
-            p2p_rounds=len(mixings),
+            p2p_rounds=self.consensus.p2p_rounds,
             spectral_radius=spectral_radius(self.mixing),
-            consensus_error=agreement.error,
-            consensus_bound=agreement.bound,
+            consensus_error=error,
+            consensus_bound=bound,
             boost=tau,
             signed_devices=trained.signed,
             train=dict(metrics),
         )
-        recorded = len(self._data(server_round)) + len(trained.senders) + len(mixings) * self.edge_servers
-        report, closing = self._closing(report, trained, down, published, recorded)
-        phases = self._phases(
-            server_round, self._model, trained, self._data(server_round), agreement.states, down, closing
-        )
+        report, phases = self._written(report, trained, agreed.phases, down, published)
         self._close_round(report, published.payload, phases)
-        return as_record(model), metrics
+        return as_record(read_model(published.payload)), metrics
 
     # -- with a controller: who takes part, and with whose data -------------------------------------------
 
@@ -226,7 +253,8 @@ class ConsensusBFL(EdgeStrategy):
     def _address(self, server_round: int, messages: list[Message], grid: Grid) -> list[Message]:
         if self._controlled is None or not messages:
             return messages
-        return self._controlled.open(server_round, messages, grid)
+        barred = set() if self._watched is None else self._watched.barred(server_round)
+        return self._controlled.open(server_round, messages, grid, barred)
 
     def _devices(self, grid: Grid) -> list[int]:
         return super()._devices(grid) if self._controlled is None else self._controlled.devices_of(grid)
@@ -261,6 +289,9 @@ class ConsensusBFL(EdgeStrategy):
             replies, pooled, lost = self._controlled.receive(replies, self._contribution)
         trained, left_out = super()._receive(server_round, replies)
         trained, left_out = trained.joined(pooled), left_out + lost
+        if self._watched is not None:
+            self._watched.open()
+            trained = self._adversary.poisoned(server_round, trained, self._flat(self._model), self.layout)
         dead = servers_down(down_in(self.outages, server_round), 0)
         for sender in trained.at(dead).senders:
             reason = "it is down" if sender.role is Role.SERVER else "its edge server is down"
@@ -274,9 +305,54 @@ class ConsensusBFL(EdgeStrategy):
             self._states = np.empty(shape, np.float32)
         return self._states
 
-    def _elect(self, server_round: int, masses: Floats, down: Sequence[Outage]) -> tuple[int, int] | None:
-        """The leader and how many were passed over; None if no server that is up has a share of the sum."""
-        dead = servers_down(down, self.consensus.p2p_rounds)
+    def _suspected(self, trained: Trained, gradients: Sequence[Row]) -> dict[int, LeftOut]:
+        """Whose gradients deviate from the others', by position."""
+        if self._deviation is None:
+            return {}
+        rows = normalised(gradients, trained.steps, self.layout.size)
+        return {
+            y: LeftOut(str(trained.senders[y]), "its gradient deviates from the others'")
+            for y in self._deviation.suspects(rows)
+        }
+
+    def _sums(self, gradients: Sequence[Row], trained: Trained) -> Row:
+        """The partial aggregates (8), or what a robust rule makes of the same gradients."""
+        return partial_aggregates(
+            gradients, trained.samples, trained.steps, trained.server_of, self.edge_servers,
+            self.edge_rule, self.layout.size,
+        )  # fmt: skip
+
+    def _agree(self, now: Gathered) -> Agreed | None:
+        """(8) and (9); None if nobody is left to lead."""
+        if self._watched is not None:
+            return self._watched.agree(now)
+        trained = now.counted
+        mass = initial_mass(self.consensus, trained.samples, trained.server_of, servers_down(now.down, 0))
+        mixings = mixings_without(now.down, self.mixing, self.consensus.p2p_rounds)
+        last = mass_after(mass, mixings)
+        fit = set(np.flatnonzero(last > 0).tolist()) - servers_down(now.down, self.consensus.p2p_rounds)
+        if (elected := next(self._leaders(now.round, fit), None)) is None:
+            return None
+        leader, _ = elected
+        try:
+            sums = self._sums(now.rows(trained), trained)
+            agreement = agree(sums, self.layout.size, mass, mixings, leader, states=self._kept_states())
+        except NotFiniteError as error:
+            raise now.located(error, trained) from error
+        return Agreed(
+            trained, {leader: agreement.state}, last, lambda _: (agreement.error, agreement.bound), {leader},
+            list(self._state_phases(now, trained, agreement.states)),
+        )  # fmt: skip
+
+    def _state_phases(self, now: Gathered, trained: Trained, states: Vector | None) -> Iterator[Phase]:
+        """Entries of every step, and how many they are."""
+        for step, held in enumerate(states if states is not None else ()):
+            down = servers_down(now.down, max(step - 1, 0))
+            up = {m: self.layout.arrays(held[m]) for m in range(self.edge_servers) if m not in down}
+            yield len(up), consensus_entries(now.round, step, up, None if step else trained)
+
+    def _leaders(self, server_round: int, fit: Container[int]) -> Iterator[tuple[int, int]]:
+        """Edge servers that can lead, in order, and how many are passed over before each."""
         rule = self.consensus.leader
         if isinstance(rule, int):
             first = rule
@@ -286,68 +362,94 @@ class ConsensusBFL(EdgeStrategy):
             first = draw_leader(self._head(), server_round, self.edge_servers)
         for passed in range(self.edge_servers):
             server = (first + passed) % self.edge_servers
-            if masses[server] > 0 and server not in dead:
-                return server, passed
-        return None
+            if server in fit:
+                yield server, passed
 
-    def _skip(self, server_round: int, left_out: Sequence[LeftOut]) -> tuple[None, MetricRecord]:
-        """The model stays as it is, and the ledger says why."""
+    def _publish(
+        self, now: Gathered, agreed: Agreed, leader: int, passed: int, after: Callable[[], Vector]
+    ) -> Entry | None:
+        """The model that a leader publishes; None if it was voted out for that."""
+
+        def make() -> NamedArrays:
+            try:
+                return self._named(after(), agreed.trained)
+            except NotFiniteError as error:
+                raise now.located(error, agreed.trained) from error
+
+        if self._watched is None:
+            return model_entry(now.round, leader, passed, make())
+        return self._watched.proposed(now, agreed, leader, passed, make)
+
+    def _lost(self, trained: Trained, agreed: Agreed, suspected: Container[int]) -> list[LeftOut]:
+        """What edge servers trained themselves that take no part any more."""
+        lost = [
+            sender
+            for y, sender in enumerate(trained.senders)
+            if y not in suspected and sender not in agreed.trained.senders
+        ]
+        return [one for sender in lost for one in self._without(sender, "it is in quarantine, or cut off")]
+
+    def _skip(
+        self, server_round: int, left_out: Sequence[LeftOut], trained: Trained = NOBODY
+    ) -> tuple[None, MetricRecord]:
+        """The model stays as it is, and the ledger says why; so it does if nobody is left to lead."""
         down = down_in(self.outages, server_round)
-        elected = self._elect(server_round, np.ones(self.edge_servers), down)
-        assert elected is not None  # `check_outages` saw to that
+        gone = servers_down(down, self.consensus.p2p_rounds)
+        states: list[Phase] = []
+        if self._watched is not None:
+            gone |= self._watched.out(server_round, down)
+            states = self._watched.phases
+        elected = next(self._leaders(server_round, set(range(self.edge_servers)) - gone), None)
+        if elected is None:
+            raise FlowerBFLError(f"round {server_round}: no edge server is left that could lead it")
         leader, passed = elected
         published = model_entry(server_round, leader, passed, self._model)
         report = RoundReport(
             round=server_round, left_out=tuple(left_out), down=tuple(map(str, down)), leader=leader
         )
-        report, closing = self._closing(report, NOBODY, down, published, 0)
-        phases = [phase for phase in (self._data(server_round), closing) if phase]
+        report, phases = self._written(report, trained if states else NOBODY, states, down, published)
         self._close_round(report, published.payload, phases)
         return None, MetricRecord({"left-out": len(left_out), **self._decided()})
 
-    def _closing(
+    def _written(
         self,
         report: RoundReport,
         trained: Trained,
+        states: Sequence[Phase],
         down: Sequence[Outage],
         published: Entry,
-        recorded: int,
-    ) -> tuple[RoundReport, list[Entry]]:
-        """The round's last phase: what went wrong, the model, the miner's seal; `recorded` came before it."""
+    ) -> tuple[RoundReport, Iterator[Iterable[Entry]]]:
+        """The round's entries, one phase after the other: who trained on what, states and votes, the model.
+
+        They are made in the recorder's thread, so that encoding overlaps with training, too.
+        """
+        data = self._data(report.round)
         if self._controlled is not None:
             report = self._controlled.now.noted(report, self._controlled.clock_s)
+        if self._watched is not None:
+            report = self._watched.noted(report)
+            self._watched.settle()
         closing = [published]
         if report.left_out or down:
             payload = report_payload(report.round, report.left_out, down)
             closing.insert(0, Entry(Kind.REPORT, report.round, OPERATOR, payload))
-        if self.mining is None or not self._recording:
-            return report, closing
-        assert report.leader is not None
-        size = recorded + len(closing)
-        won = self._race(trained, report.leader, report.round, size)
-        self._last_miners_server = won.entry.step
-        return won.noted(report), [*closing, won.entry]
-
-    def _phases(
-        self,
-        server_round: int,
-        sent: NamedArrays,
-        trained: Trained,
-        data: Sequence[Entry],
-        states: Vector | None,
-        down: Sequence[Outage],
-        closing: list[Entry],
-    ) -> Iterator[Iterable[Entry]]:
-        """The round's entries; read in the recorder's thread, so that encoding overlaps with training too."""
-        gradients = gradient_entries(server_round, trained, sent, self.consensus.learning_rate)
-        yield chain(data, gradients)
-        for step, held in enumerate(states if states is not None else ()):
-            up = sorted(set(range(self.edge_servers)) - servers_down(down, max(step - 1, 0)))
-            yield consensus_entries(server_round, step, {m: self.layout.arrays(held[m]) for m in up}, trained)
-        yield closing
+        if self.mining is not None and self._recording:
+            assert report.leader is not None
+            size = len(data) + len(trained.senders) + sum(count for count, _ in states) + len(closing)
+            won = self._race(trained, report.leader, report.round, size)
+            self._last_miners_server = won.entry.step
+            report = won.noted(report)
+            closing.append(won.entry)
+        gradients = gradient_entries(report.round, trained, self._model, self.consensus.learning_rate)
+        first = [chain(data, gradients)] if data or trained.senders else []
+        return report, iter([*first, *(entries for _, entries in states), closing])
 
     def _opening(self) -> list[Entry]:
-        rules = RunRules(type(self).__name__, self.consensus, self.mixing)
+        defences = [each for each in (self._replay, self._deviation) if each is not None]
+        rules = RunRules(
+            type(self).__name__, self.consensus, self.mixing, tuple(map(described, defences)),
+            "" if self.edge_rule is None else described(self.edge_rule),
+        )  # fmt: skip
         return [
             Entry(Kind.RULES, 0, OPERATOR, rules.encode()),
             Entry(Kind.MODEL, 0, OPERATOR, model_payload(0, self._model)),
@@ -355,7 +457,7 @@ class ConsensusBFL(EdgeStrategy):
 
     def _contract_rules(self) -> ContractRules:
         bits = 0 if self.mining is None else self.mining.difficulty_bits
-        return ContractRules(self.edge_servers, self.consensus.leader, bits)
+        return ContractRules(self.edge_servers, self.consensus.leader, bits, self.quarantine_rounds)
 
     def _learning_rate(self) -> float:
         return self.consensus.learning_rate
@@ -363,6 +465,12 @@ class ConsensusBFL(EdgeStrategy):
     def _head(self) -> bytes:
         """What the leader is drawn from; without a ledger the seed stands in for the chain."""
         return self._journal.head or sha256(f"flower-bfl leader {self.seed}".encode()).digest()
+
+    def _signed(self, sender: Sender, server_round: int, step: int, name: bytes) -> bytes:
+        """An edge server's signature of a state."""
+        assert self._journal.ledger is not None
+        key = self._journal.keys(sender)
+        return sign(key, self._journal.ledger.domain, Kind.CONSENSUS, server_round, step, name)
 
     def _settings(self) -> dict[str, object]:
         return {

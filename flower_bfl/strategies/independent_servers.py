@@ -8,8 +8,12 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
+from flower_bfl.attacks import Attack, Falsification, Turn
+from flower_bfl.attacks.base import Place
 from flower_bfl.chain_adapter.base import encode
 from flower_bfl.config import Consensus
+from flower_bfl.strategies._adversary import Adversary
+from flower_bfl.strategies._defended import check_attacks
 from flower_bfl.strategies._edge_strategy import (
     EdgeStrategy,
     FedAvgArguments,
@@ -21,6 +25,7 @@ from flower_bfl.strategies._roster import Association, Trained
 from flower_bfl.strategies.aggregation import (
     NotFiniteError,
     PartialAggregates,
+    Vector,
     boost,
     contribution_weights,
     updated_model,
@@ -38,6 +43,7 @@ class IndependentServers(EdgeStrategy):
     first was not that server's model.
 
     Parameters are those of `ConsensusBFL`, as far as they concern edge servers without links and a ledger.
+    Attacks act in an edge server's aggregate (step 0) or its own "model"; nobody is there to notice.
     """
 
     def __init__(
@@ -46,10 +52,14 @@ class IndependentServers(EdgeStrategy):
         edge_servers: int = 3,
         association: Association | None = None,
         run_folder: Path | str | None = None,
+        attacks: Iterable[Attack] = (),
+        seed: int = 0,
         wait_for_nodes_s: float = 300.0,
         **fedavg: Unpack[FedAvgArguments],
     ) -> None:
-        Consensus(edge_servers)
+        self.attacks = tuple(attacks)
+        check_attacks(self.attacks, Consensus(edge_servers, p2p_rounds=0))
+        self._adversary = Adversary(self.attacks, seed)
         super().__init__(
             edge_servers=edge_servers,
             association=association,
@@ -77,6 +87,7 @@ class IndependentServers(EdgeStrategy):
 
     def _receive(self, server_round: int, replies: Iterable[Message]) -> tuple[Trained, list[LeftOut]]:
         trained, left_out = super()._receive(server_round, replies)
+        trained = self._adversary.poisoned(server_round, trained, self._flat(self._model), self.layout)
         strangers = [
             y
             for y, (reply, server) in enumerate(zip(trained.replies, trained.server_of, strict=True))
@@ -90,12 +101,15 @@ class IndependentServers(EdgeStrategy):
         self, server_round: int, trained: Trained, left_out: Sequence[LeftOut]
     ) -> tuple[ArrayRecord, MetricRecord]:
         """One round at every edge server: (6)-(8), (11) and (12) over its own devices alone."""
+        self._adversary.open()
         groups = [trained.at([server]) for server in range(self.edge_servers)]
-        self.models = [self._updated(server, trained) for server in range(self.edge_servers)]
+        self.models = [self._updated(server_round, server, trained) for server in range(self.edge_servers)]
         largest = int(np.argmax([own.samples.sum() for own in groups]))
+        self._adversary.settle()
         metrics = self._metrics(trained, {"left-out": len(left_out)})
         report = RoundReport(
             round=server_round,
+            attacked=tuple(str(attack) for attack in self.attacks if attack.acts(server_round)),
             devices=len(trained.devices),
             samples=float(trained.samples.sum()),
             left_out=tuple(left_out),
@@ -110,7 +124,19 @@ class IndependentServers(EdgeStrategy):
         self._close_round(report, _payload(server_round, self._model), [])
         return None, MetricRecord({"left-out": len(left_out)})
 
-    def _updated(self, server: int, trained: Trained) -> NamedArrays:
+    def _falsified(
+        self, server_round: int, server: int, place: Place, honest: Vector, before: Vector
+    ) -> Vector:
+        """What an edge server makes of a vector at a place, if it is compromised."""
+        self._adversary.remember(server, place, honest)
+        model = before if place == "model" else None
+        for attack in self._adversary.acting(server_round, server, place):
+            if isinstance(attack, Falsification):
+                turn = Turn(server_round, honest, honest[None], model=model)
+                honest = self._adversary.falsify(attack, turn, server, place)
+        return honest
+
+    def _updated(self, server_round: int, server: int, trained: Trained) -> NamedArrays:
         model, own = self.models[server], trained.at([server])
         if not own.devices:
             return model
@@ -119,8 +145,9 @@ class IndependentServers(EdgeStrategy):
         weights = contribution_weights(own.samples, own.steps)
         partial = PartialAggregates(gradients, weights, np.zeros_like(own.server_of), 1)
         try:
-            total = whole(partial, 1, self.layout.size)[0]
-            return self._named(updated_model(before, total, 1.0, boost(own.samples, own.steps)), own)
+            total = self._falsified(server_round, server, 0, whole(partial, 1, self.layout.size)[0], before)
+            after = updated_model(before, total, 1.0, boost(own.samples, own.steps))
+            return self._named(self._falsified(server_round, server, "model", after, before), own)
         except NotFiniteError as error:
             places = np.flatnonzero(trained.server_of == server)
             raise NotFiniteError(int(places[y]) for y in error.positions) from error

@@ -358,9 +358,15 @@ class RulesConformance:
         ledger = opened(ContractRules(edge_servers=4))
         ledger.record([gradient(0, server(0)), gradient(0, server(1)), vote(0, 0, 1)])
         refuses(ledger, vote(0, 0, 1), "AlreadySubmitted")
-        for accused in (0, 2, 4, 2**16 - 1):  # itself, one who never came, and two that cannot come
+        for accused in (0, 4, 2**16 - 1):  # itself, and two that cannot come
             refuses(ledger, vote(0, 0, accused), f"UnknownServer (index {accused})")
         ledger.record([gradient(0, server(1), step=1)])
+
+    def test_a_server_may_be_voted_out_before_it_says_anything(self, opened):
+        ledger = opened(ContractRules(edge_servers=3))
+        ledger.record([vote(0, 0, 2), vote(0, 1, 2)])
+        refuses(ledger, gradient(0, server(2)), "ServerQuarantined (until 11)")
+        ledger.record([gradient(0, server(0))])
 
     def test_without_a_number_of_servers_there_is_no_vote(self, ledger):
         ledger.record([gradient(0, server(0)), gradient(0, server(1))])

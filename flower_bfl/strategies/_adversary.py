@@ -1,0 +1,94 @@
+"""What the compromised do in a run: edge servers where they publish, devices where their updates arrive."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from hashlib import sha256
+
+import numpy as np
+
+from flower_bfl.attacks import Attack, Falsification, OldValue, Silence, Turn
+from flower_bfl.attacks.base import Place, Vector
+from flower_bfl.errors import ConfigError
+from flower_bfl.strategies._layout import Layout
+from flower_bfl.strategies._roster import Trained
+from flower_bfl.strategies.aggregation import CumulativeGradient
+
+
+class Adversary:
+    """The attacks of a run, what they draw, and what they remember from one round to the next.
+
+    Parameters
+    ----------
+    attacks : who does what in which rounds.
+    seed : of what they draw; the same attack in the same round draws the same.
+    """
+
+    def __init__(self, attacks: Sequence[Attack], seed: int) -> None:
+        self.attacks = tuple(attacks)
+        self._seed = seed
+        self._old: dict[tuple[int, Place], Vector] = {}  # honest values of the round before
+        self._new: dict[tuple[int, Place], Vector] = {}
+
+    def open(self) -> None:
+        """Begin a round, or begin it again."""
+        self._new = {}
+
+    def settle(self) -> None:
+        """The round is over."""
+        self._old = self._new
+
+    def servers(self, server_round: int) -> set[int]:
+        """Edge servers that are compromised in a round."""
+        return {a.server for a in self.attacks if a.server is not None and a.acts(server_round)}
+
+    def devices(self, server_round: int) -> set[int]:
+        """Devices that are compromised in a round."""
+        return {device for a in self.attacks if a.acts(server_round) for device in a.devices}
+
+    def acting(self, server_round: int, server: int, place: Place) -> Iterator[Attack]:
+        """What an edge server does to what it publishes at a place; silence lasts from its step on."""
+        for attack in self.attacks:
+            if attack.server != server or not attack.acts(server_round):
+                continue
+            since = isinstance(attack, Silence) and "model" not in (place, attack.p2p_step)
+            if place == attack.p2p_step or (since and attack.p2p_step < place):  # type: ignore[operator]
+                yield attack
+
+    def remember(self, who: int, place: Place, honest: Vector) -> None:
+        """Keep an honest value for a round, if somebody is going to publish it again."""
+        if any(isinstance(a, OldValue) and who in (a.server, *a.devices) for a in self.attacks):
+            self._new[who, place] = honest
+
+    def falsify(self, attack: Falsification, turn: Turn, who: int, place: Place) -> Vector:
+        """What an attack makes of an honest value."""
+        text = f"{attack} {who} {place} {turn.round}"
+        number = int.from_bytes(sha256(text.encode()).digest()[:8])
+        with np.errstate(over="ignore", invalid="ignore"):
+            return attack.falsified(
+                replace(turn, before=self._old.get((who, place))), np.random.default_rng([self._seed, number])
+            )
+
+    def poisoned(self, server_round: int, trained: Trained, before: Vector, layout: Layout) -> Trained:
+        """What arrives when malicious devices have changed their updates of `before`, w_k.
+
+        Raises ConfigError for a device that signs with a key of its own: nobody can change what it sends.
+        """
+        replies = list(trained.replies)
+        gradients: list[Vector] = []
+        for attack in self.attacks:
+            if not isinstance(attack, Falsification) or not attack.acts(server_round):
+                continue
+            for y, sender in enumerate(trained.senders):
+                if sender.index not in attack.devices:
+                    continue
+                if replies[y].signature:
+                    raise ConfigError(f"`attacks` must not be by devices that sign themselves, got {attack}")
+                gradients = gradients or [
+                    CumulativeGradient(before, layout.vector(reply.arrays))[0 : layout.size]
+                    for reply in trained.replies
+                ]
+                self.remember(sender.index, 0, gradients[y])
+                turn = Turn(server_round, gradients[y], np.stack(gradients))
+                false = self.falsify(attack, turn, sender.index, 0)
+                replies[y] = replace(replies[y], arrays=layout.model(before - false, replies[y].arrays))
+        return replace(trained, replies=tuple(replies))

@@ -1,0 +1,49 @@
+"""Whether attacks and defences go with a run."""
+
+from collections.abc import Sequence
+
+from flower_bfl.attacks import Attack
+from flower_bfl.config import Consensus
+from flower_bfl.defences import Defence, Deviation, Replay
+from flower_bfl.errors import ConfigError
+
+
+def check_attacks(attacks: Sequence[Attack], consensus: Consensus) -> None:
+    """Raise ConfigError unless attacks are of edge servers and steps of the run."""
+    servers, last = consensus.edge_servers, consensus.p2p_rounds
+    for attack in attacks:
+        if not isinstance(attack, Attack):
+            raise ConfigError(f"`attacks` must be attacks of flower_bfl.attacks, got {attack!r:.80}")
+        for server in (attack.server, getattr(attack, "accused", None)):
+            if server is not None and server >= servers:
+                raise ConfigError(f"`attacks` must name edge servers of 0..{servers - 1}, got {attack}")
+        if attack.server is not None and attack.p2p_step != "model" and attack.p2p_step > last:
+            raise ConfigError(f"`attacks` must act in steps of 0..{last} or in the 'model', got {attack}")
+
+
+def checked_defences(
+    defence: Defence | Sequence[Defence] | None, consensus: Consensus, *, sealed: bool
+) -> tuple[Replay | None, Deviation | None]:
+    """The defences by kind; raises ConfigError unless they can work. `sealed`: blocks are mined."""
+    given = defence if isinstance(defence, list | tuple) else [] if defence is None else [defence]
+    replays = [each for each in given if isinstance(each, Replay)]
+    deviations = [each for each in given if isinstance(each, Deviation)]
+    if len(replays) + len(deviations) < len(given) or len(replays) > 1 or len(deviations) > 1:
+        raise ConfigError(f"`defence` must be Replay(), Deviation(), or both, got {defence!r:.80}")
+    if not replays:
+        return None, next(iter(deviations), None)
+    if not sealed:
+        rule = "needs `ledger`, which it replays, and `mining`: unsealed models can be voted down"
+        raise ConfigError(f"`defence` Replay {rule}, got none")
+    servers, steps = consensus.edge_servers, consensus.p2p_rounds + 1
+    if servers < 3:
+        raise ConfigError(
+            f"`edge_servers` must be at least 3 with Replay, got {servers}: "
+            "of two, each could vote out the other"
+        )
+    if servers * steps > 2**16:
+        raise ConfigError(
+            "`edge_servers` times `p2p_rounds` + 1 must be at most 65536 with Replay, which may begin a "
+            f"consensus anew for each edge server, got {servers * steps}"
+        )
+    return replays[0], next(iter(deviations), None)
