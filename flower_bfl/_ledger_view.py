@@ -346,6 +346,12 @@ def print_audit(report: AuditReport, *, as_json: bool) -> None:
     rows["checked"] = f"{said}, {decimal(checked.payload_bytes)} of payloads" if said else "nothing"
     rows |= {"operator": report.operator, "head": report.head or "none"}
     rows["own keys"] = ", ".join(report.own_keys) or "none: whoever ran it signed for everybody"
+    for incident in report.incidents:
+        fate = "voted out" if incident.voted_out else "accused"
+        holds = "which the ledger bears out" if incident.upheld else "which the ledger does not bear out"
+        name = f"round {incident.round}"
+        told = f"{incident.account} {fate} by {incident.votes} for {incident.what}, {holds}"
+        rows[name] = f"{rows[name]}; {told}" if name in rows else told
     for place, note in enumerate(report.notes):
         rows[f"note {place + 1}" if len(report.notes) > 1 else "note"] = note
     console.print(_facts(rows))

@@ -3,7 +3,8 @@
 Each line of `rounds.jsonl` is a JSON object, one a round, of which this module reads "round", "evaluate"
 (central "accuracy" and "loss"), "train" (the devices' mean "train-loss"), "consensus_error",
 "consensus_bound", "transactions", "gas", "chain_seconds", "train_seconds", "leader", "miner" and "left_out";
-of a run with a controller also "simulated_seconds", "latency_s", "server_data", "kept_local" and "fallback".
+of a run with a controller also "simulated_seconds", "latency_s", "server_data", "kept_local" and "fallback",
+of one with a defence "accused", "suspected", "true_positives", "false_positives" and "missed".
 Any of them may be missing: a run without a ledger has no gas.
 """
 
@@ -93,6 +94,7 @@ def summary(folder: Path) -> str:
     miners = Counter(str(one["miner"]) for one in rounds if one.get("miner"))
     if miners:
         rows.append(("miners", ", ".join(f"{miner}: {count}" for miner, count in miners.most_common())))
+    rows += _attack_rows(rounds)
     left_out = [len(one["left_out"]) for one in rounds if one.get("left_out")]
     if left_out:
         rows.append(("left out", f"{sum(left_out)}, in {len(left_out)} of {trained} rounds"))
@@ -239,6 +241,29 @@ def _controller_rows(rounds: list[Round]) -> list[tuple[str, str]]:
     return rows
 
 
+def _attack_rows(rounds: list[Round]) -> list[tuple[str, str]]:
+    """Who was voted out or suspected, and how that compares with the truth where it is known."""
+    rows = []
+    out: dict[str, list[str]] = {}
+    suspected: Counter[str] = Counter()
+    for number, one in zip(_numbers(rounds), rounds, strict=True):
+        for accused in one.get("accused", ()):
+            if accused.get("voted_out"):
+                out.setdefault(str(accused["server"]), []).append(str(number))
+        suspected.update(each["who"] for each in one.get("suspected", ()))
+    if out:
+        told = (f"{server} in round {', '.join(when)}" for server, when in sorted(out.items()))
+        rows.append(("voted out", f"edge server {'; '.join(told)}"))
+    if suspected:
+        told = (f"{who}: {count}" for who, count in suspected.most_common())
+        rows.append(("suspected", ", ".join(told)))
+    known = [one for one in rounds if one.get("true_positives") is not None]
+    if any(one["true_positives"] + one["missed"] + one["false_positives"] for one in known):
+        sums = (sum(one[key] for one in known) for key in ("true_positives", "missed", "false_positives"))
+        rows.append(("detection", "{} found, {} missed, {} falsely accused".format(*sums)))
+    return rows
+
+
 # --- the picture's panels -----------------------------------------------------------------------------------
 
 
@@ -253,7 +278,7 @@ def _panels(rounds: list[Round]) -> list[Callable[["Axes"], None]]:
     clock = _series(rounds, "simulated_seconds")
     phases = {name: _series(rounds, "latency_s", name) for name in _PHASES}
     panels: list[tuple[bool, Callable[[Axes], None]]] = [
-        (_any(accuracy), lambda axes: _draw_accuracy(axes, accuracy)),
+        (_any(accuracy), lambda axes: _draw_accuracy(axes, accuracy, _attacked(rounds))),
         (_any(*losses), lambda axes: _draw_loss(axes, *losses)),
         (_any(*consensus), lambda axes: _draw_consensus(axes, *consensus)),
         (_any(*seconds), lambda axes: _draw_seconds(axes, *seconds)),
@@ -295,10 +320,20 @@ def _from_zero(axes: "Axes", *series: _Series) -> None:
     axes.set_ylim(0.0, 1.08 * highest or 1.0)
 
 
-def _draw_accuracy(axes: "Axes", accuracy: _Series) -> None:
+def _attacked(rounds: list[Round]) -> list[int]:
+    """Rounds in which an edge server was accused."""
+    return [number for number, one in zip(_numbers(rounds), rounds, strict=True) if one.get("accused")]
+
+
+def _draw_accuracy(axes: "Axes", accuracy: _Series, accused: list[int]) -> None:
     from matplotlib.ticker import PercentFormatter
 
     _line(axes, accuracy, _BLUE)
+    for place, number in enumerate(accused):
+        label = None if place else "edge server accused"
+        axes.axvline(number, color=_PURPLE, linestyle=":", linewidth=1.2, label=label)
+    if accused:
+        axes.legend(frameon=False)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
     axes.set_title("Accuracy on the test set")
 

@@ -11,6 +11,7 @@ OWN_RECORD = "flower-bfl"  # of a reply: a node's report, or the device's signat
 DATA_RECORD = "flower-bfl-data"
 SIGNATURE_KEY = "flower-bfl-signature"
 ADDRESS_KEY = "flower-bfl-address"
+POISON_KEY = "flower-bfl-poison"  # of a round's config: what malicious devices do to their data
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,18 @@ def test_the_offloading_examples_run_together(tmp_path, monkeypatch, federation)
     assert report.devices == 20 and sum(map(len, report.server_data)) > 10 and not report.left_out
 
 
+def test_the_examples_of_attacks_run(tmp_path, monkeypatch, federation):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    honest = [federation.walker(n, named=True) for n in range(6)]
+    for place, example in enumerate(blocks(ROOT / "docs" / "attacks.md", "python")[:2]):
+        exec(example, names)
+        names["strategy"].start(federation.Federation(honest), federation.initial(), num_rounds=4)
+        out = [report.round for report in names["strategy"].reports if report.accused]
+        assert out == ([2, 4] if place == 0 else [])
+    exec(blocks(ROOT / "docs" / "attacks.md", "python")[2], names)
+
+
 def test_the_network_model_lists_every_setting_with_its_default():
     page = (ROOT / "docs" / "network-model.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\|[^|]*\| `([\w.]+)` \| `([^`]+)` \|", page, re.M)

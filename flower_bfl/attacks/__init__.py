@@ -9,6 +9,7 @@ from flower_bfl.attacks.behaviour import Silence as Silence
 from flower_bfl.attacks.data import Backdoor as Backdoor
 from flower_bfl.attacks.data import LabelFlip as LabelFlip
 from flower_bfl.attacks.data import Poisoning as Poisoning
+from flower_bfl.attacks.data import poisoned as poisoned
 from flower_bfl.attacks.vectors import ALittleIsEnough as ALittleIsEnough
 from flower_bfl.attacks.vectors import GaussianNoise as GaussianNoise
 from flower_bfl.attacks.vectors import InnerProduct as InnerProduct

@@ -4,8 +4,10 @@ Each attack is a frozen dataclass with one pure function of numpy arrays (not of
 it between loading its samples and training on them. Arrays that are given are never changed.
 """
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from flower_bfl.attacks.base import Attack
 from flower_bfl.config import check_whole_number
 from flower_bfl.errors import ConfigError
+from flower_bfl.types import POISON_KEY
 
 _MOST = 2**31 - 1
 
@@ -129,6 +132,43 @@ class Backdoor(Poisoning):
         stamped = images.copy()
         stamped[..., -self.side_pixels :, -self.side_pixels :] = 255 if images.dtype == np.uint8 else 1.0
         return stamped
+
+
+def poisoned(
+    config: Mapping[str, Any], images: Images, labels: Labels, *, device: int
+) -> tuple[Images, Labels]:
+    """A device's images and labels, poisoned as the config of a message to a ClientApp says, if it does.
+
+    One line of the ClientApp, between loading and training, makes a strategy's `attacks` on data act::
+
+        images, labels = poisoned(message.content["config"], images, labels, device=device)
+    """
+    for attack in _told(str(config.get(POISON_KEY, "[]"))):
+        server_round = int(config["server-round"])
+        images, labels = attack.poison(images, labels, device=device, server_round=server_round)
+    return images, labels
+
+
+def told(attacks: Iterable[Attack]) -> dict[str, str]:
+    """What a config has to say for `poisoned`: nothing, where no attack is on data."""
+    said = [
+        {
+            name: sorted(value) if isinstance(value, frozenset) else value
+            for name, value in {"name": type(attack).__name__, **asdict(attack)}.items()
+            if name not in ("server", "p2p_step")
+        }
+        for attack in attacks
+        if isinstance(attack, Poisoning)
+    ]
+    return {POISON_KEY: json.dumps(said)} if said else {}
+
+
+def _told(text: str) -> list[Poisoning]:
+    kinds: dict[str, type[Poisoning]] = {kind.__name__: kind for kind in (LabelFlip, Backdoor)}
+    try:
+        return [kinds[each.pop("name")](**each) for each in json.loads(text)]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"`{POISON_KEY}` must be a list of attacks on data, got {text!r:.80}") from error
 
 
 def _check_images(images: Images) -> None:

@@ -1,6 +1,6 @@
 """What the compromised do in a run: edge servers where they publish, devices where their updates arrive."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 
@@ -9,7 +9,7 @@ import numpy as np
 from flower_bfl.attacks import Attack, Falsification, OldValue, Silence, Turn
 from flower_bfl.attacks.base import Place, Vector
 from flower_bfl.errors import ConfigError
-from flower_bfl.strategies._layout import Layout
+from flower_bfl.strategies._layout import Arrays, Layout
 from flower_bfl.strategies._roster import Trained
 from flower_bfl.strategies.aggregation import CumulativeGradient
 
@@ -68,11 +68,15 @@ class Adversary:
                 replace(turn, before=self._old.get((who, place))), np.random.default_rng([self._seed, number])
             )
 
-    def poisoned(self, server_round: int, trained: Trained, before: Vector, layout: Layout) -> Trained:
-        """What arrives when malicious devices have changed their updates of `before`, w_k.
+    def poisoned(
+        self, server_round: int, trained: Trained, sent_to: Callable[[int], Arrays], layout: Layout
+    ) -> Trained:
+        """What arrives when malicious devices have changed their updates; `sent_to` has the nodes' models.
 
         Raises ConfigError for a device that signs with a key of its own: nobody can change what it sends.
         """
+        if not any(isinstance(attack, Falsification) and attack.devices for attack in self.attacks):
+            return trained
         replies = list(trained.replies)
         gradients: list[Vector] = []
         for attack in self.attacks:
@@ -83,12 +87,14 @@ class Adversary:
                     continue
                 if replies[y].signature:
                     raise ConfigError(f"`attacks` must not be by devices that sign themselves, got {attack}")
+                sent = [layout.vector(sent_to(reply.node)) for reply in replies]
                 gradients = gradients or [
                     CumulativeGradient(before, layout.vector(reply.arrays))[0 : layout.size]
-                    for reply in trained.replies
+                    for before, reply in zip(sent, trained.replies, strict=True)
                 ]
                 self.remember(sender.index, 0, gradients[y])
                 turn = Turn(server_round, gradients[y], np.stack(gradients))
                 false = self.falsify(attack, turn, sender.index, 0)
-                replies[y] = replace(replies[y], arrays=layout.model(before - false, replies[y].arrays))
+                after = sent[y][0 : layout.size] - false
+                replies[y] = replace(replies[y], arrays=layout.model(after, replies[y].arrays))
         return replace(trained, replies=tuple(replies))

@@ -15,9 +15,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 from numpy.typing import NDArray
 
+from flower_bfl.attacks import Attack
+from flower_bfl.attacks.data import told
 from flower_bfl.chain_adapter.base import Entry, Sender
 from flower_bfl.config import ContractRules
 from flower_bfl.errors import ConfigError, FlowerBFLError
+from flower_bfl.strategies._adversary import Adversary
 from flower_bfl.strategies._journal import EvaluateFunction, Journal, logger, warn
 from flower_bfl.strategies._layout import Layout
 from flower_bfl.strategies._recorder import Phases
@@ -68,6 +71,8 @@ class EdgeStrategy(FedAvg):
         journal: Journal,
         wait_for_nodes_s: float,
         require_signatures: bool = False,
+        attacks: Iterable[Attack] = (),
+        seed: int = 0,
         **fedavg: Unpack[FedAvgArguments],
     ) -> None:
         super().__init__(**fedavg)
@@ -81,6 +86,8 @@ class EdgeStrategy(FedAvg):
             raise ConfigError(f"`wait_for_nodes_s` must be positive, got {wait_for_nodes_s}")
         self.edge_servers = edge_servers
         self.wait_for_nodes_s = wait_for_nodes_s
+        self.attacks = tuple(attacks)
+        self._adversary = Adversary(self.attacks, seed)
         self._roster = Roster(edge_servers, association)
         self._journal = journal
         self._signatures = Signatures(journal.ledger, journal.keys, edge_servers, required=require_signatures)
@@ -133,7 +140,8 @@ class EdgeStrategy(FedAvg):
         nodes = self._gather(server_round, config, grid)
         messages: list[Message] = []
         if nodes:
-            config = ConfigRecord({**config, **self._signatures.request(self._learning_rate())})
+            own = {**self._signatures.request(self._learning_rate()), **told(self.attacks)}
+            config = ConfigRecord({**config, **own})
             messages = list(super().configure_train(server_round, arrays, config, _these(nodes)))
             messages = self._address(server_round, messages, grid)
         self._asked = {m.metadata.dst_node_id for m in messages if m.metadata.message_type == "train"}
@@ -247,6 +255,10 @@ class EdgeStrategy(FedAvg):
         """The messages to the sampled devices, made ready to be sent."""
         return messages
 
+    def _sent_to(self, node: int) -> NamedArrays:
+        """The model that a node was sent this round."""
+        return self._model
+
     def _without(self, sender: Sender, reason: str) -> list[LeftOut]:
         """What is lost with a contribution."""
         return [LeftOut(str(sender), reason)]
@@ -269,6 +281,7 @@ class EdgeStrategy(FedAvg):
             for node in sorted(silent, key=self._roster.place)
         ]
         trained, impostors = self._roster.admit(usable)
+        trained = self._adversary.poisoned(server_round, trained, self._sent_to, self.layout)
         trained, unsigned = self._signatures.screen(server_round, trained, self._model, self._learning_rate())
         return trained, left_out + impostors + unsigned
 

@@ -218,7 +218,7 @@ class Watched:
             accused=accusations,
             quarantined=tuple(sorted(barred)),
             cut_off=tuple(sorted(now.aside - barred)),
-            defend_seconds=now.seconds,
+            defend_seconds=report.defend_seconds + now.seconds,
         )
         if not self._adversary.attacks:
             return report

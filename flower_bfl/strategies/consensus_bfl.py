@@ -5,6 +5,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
+from time import perf_counter
 from typing import Unpack
 
 import numpy as np
@@ -28,7 +29,6 @@ from flower_bfl.network import (
     mixing_matrix,
     spectral_radius,
 )
-from flower_bfl.strategies._adversary import Adversary
 from flower_bfl.strategies._controlled import Controlled
 from flower_bfl.strategies._defended import check_attacks, checked_defences
 from flower_bfl.strategies._edge_strategy import EdgeStrategy, FedAvgArguments, NamedArrays, as_record
@@ -143,13 +143,12 @@ class ConsensusBFL(EdgeStrategy):
         check_outages(self.outages, adjacency)
         if leader == "reputation" and (ledger is None or mining is None):
             raise ConfigError("`leader` must not be 'reputation' without `ledger` and `mining`")
-        self.attacks = tuple(attacks)
+        attacks = tuple(attacks)
         self._replay, self._deviation = checked_defences(
             defence, self.consensus, sealed=ledger is not None and mining is not None
         )
         self.edge_rule = edge_rule
-        check_attacks(self.attacks, self.consensus)
-        self._adversary = Adversary(self.attacks, seed)
+        check_attacks(attacks, self.consensus)
         self.quarantine_rounds = quarantine_rounds
         self.mining = mining
         self.seed = seed
@@ -161,6 +160,8 @@ class ConsensusBFL(EdgeStrategy):
             journal=Journal(ledger, keys, seed, run_folder),
             wait_for_nodes_s=wait_for_nodes_s,
             require_signatures=require_signatures,
+            attacks=attacks,
+            seed=seed,
             **fedavg,
         )
         self._watched = None
@@ -194,7 +195,9 @@ class ConsensusBFL(EdgeStrategy):
         # 1. Every device's cumulative gradient, (6)(7); one that deviates is recorded, but goes no further.
         before, learning_rate = self._flat(self._model), self.consensus.learning_rate
         gradients = [self._gradient(before, reply, learning_rate) for reply in trained.replies]
+        began = perf_counter()
         suspected = self._suspected(trained, gradients)
+        judged_s = perf_counter() - began
         down = down_in(self.outages, server_round)
 
         # 2. Their sums at the edge servers, (8), which agree on them step by step with their neighbours: (9).
@@ -227,6 +230,7 @@ class ConsensusBFL(EdgeStrategy):
             left_out=tuple(left_out),
             down=tuple(map(str, down)),
             suspected=tuple(suspected.values()),
+            defend_seconds=judged_s,
             server_devices=tuple(agreed.trained.at([m]).devices for m in range(self.edge_servers)),
             server_data=tuple(agreed.trained.unions.get(m, ()) for m in range(self.edge_servers)),
             leader=leader,
@@ -291,7 +295,6 @@ class ConsensusBFL(EdgeStrategy):
         trained, left_out = trained.joined(pooled), left_out + lost
         if self._watched is not None:
             self._watched.open()
-            trained = self._adversary.poisoned(server_round, trained, self._flat(self._model), self.layout)
         dead = servers_down(down_in(self.outages, server_round), 0)
         for sender in trained.at(dead).senders:
             reason = "it is down" if sender.role is Role.SERVER else "its edge server is down"

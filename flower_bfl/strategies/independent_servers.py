@@ -12,7 +12,6 @@ from flower_bfl.attacks import Attack, Falsification, Turn
 from flower_bfl.attacks.base import Place
 from flower_bfl.chain_adapter.base import encode
 from flower_bfl.config import Consensus
-from flower_bfl.strategies._adversary import Adversary
 from flower_bfl.strategies._defended import check_attacks
 from flower_bfl.strategies._edge_strategy import (
     EdgeStrategy,
@@ -57,14 +56,15 @@ class IndependentServers(EdgeStrategy):
         wait_for_nodes_s: float = 300.0,
         **fedavg: Unpack[FedAvgArguments],
     ) -> None:
-        self.attacks = tuple(attacks)
-        check_attacks(self.attacks, Consensus(edge_servers, p2p_rounds=0))
-        self._adversary = Adversary(self.attacks, seed)
+        attacks = tuple(attacks)
+        check_attacks(attacks, Consensus(edge_servers, p2p_rounds=0))
         super().__init__(
             edge_servers=edge_servers,
             association=association,
             journal=Journal(None, None, 0, run_folder),
             wait_for_nodes_s=wait_for_nodes_s,
+            attacks=attacks,
+            seed=seed,
             **fedavg,
         )
         self.models: list[NamedArrays] = []
@@ -87,7 +87,6 @@ class IndependentServers(EdgeStrategy):
 
     def _receive(self, server_round: int, replies: Iterable[Message]) -> tuple[Trained, list[LeftOut]]:
         trained, left_out = super()._receive(server_round, replies)
-        trained = self._adversary.poisoned(server_round, trained, self._flat(self._model), self.layout)
         strangers = [
             y
             for y, (reply, server) in enumerate(zip(trained.replies, trained.server_of, strict=True))
@@ -96,6 +95,9 @@ class IndependentServers(EdgeStrategy):
         reason = "it trained another edge server's model, its own from now on"
         late = [LeftOut(f"device {trained.devices[y]}", reason) for y in strangers]
         return trained.without(strangers), left_out + late
+
+    def _sent_to(self, node: int) -> NamedArrays:
+        return self._sent[node]
 
     def _round(
         self, server_round: int, trained: Trained, left_out: Sequence[LeftOut]

@@ -6,6 +6,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from flower_bfl.attacks import poisoned
 from flower_bfl.learning.models import ConvNet, build
 from flower_bfl.learning.signing import sign_updates
 from flower_bfl.learning.training import evaluate, train
@@ -33,6 +34,7 @@ def on_train(message: Message, context: Context) -> Message:
     config = context.run_config
     device, devices = _identity(context)
     images, labels = samples_of(device, devices, config, train=True)
+    images, labels = poisoned(message.content["config"], images, labels, device=device)
     model = _received_model(message, config["dataset"])
     result = train(
         model,

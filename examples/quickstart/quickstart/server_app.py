@@ -24,6 +24,7 @@ from flower_bfl import (
 )
 from flower_bfl.learning.models import build
 from flower_bfl.learning.training import evaluate
+from quickstart.robustness import chosen_attacks, chosen_defences, chosen_edge_rule
 from quickstart.task import dataset, samples_of
 
 FLOWERS_OWN = {  # strategies of Flower's, with their replies and models on the ledger
@@ -92,7 +93,7 @@ def make_strategy(config: dict[str, Any], folder: Path) -> Strategy:
         **sampling,
     }
     if name == "independent":
-        return IndependentServers(**shared)
+        return IndependentServers(attacks=chosen_attacks(config), seed=config["seed"], **shared)
     if name == "consensus":
         leader = config["leader"]
         return ConsensusBFL(
@@ -104,6 +105,10 @@ def make_strategy(config: dict[str, Any], folder: Path) -> Strategy:
             mining=make_mining(config),
             require_signatures=config["sign-updates"],
             leader=leader if leader in ("random", "reputation") else int(leader),
+            attacks=chosen_attacks(config),
+            defence=chosen_defences(config),
+            edge_rule=chosen_edge_rule(config),
+            quarantine_rounds=config["quarantine-rounds"],
             **shared,
         )
     if name in FLOWERS_OWN:
