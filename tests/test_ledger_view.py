@@ -11,7 +11,7 @@ from toy_run import OPERATOR, Toy, device, server
 
 from flower_bfl import cli
 from flower_bfl._ledger_view import print_audit
-from flower_bfl.audit import AuditReport, Checked, Finding
+from flower_bfl.audit import AuditReport, Checked, Finding, Incident
 from flower_bfl.chain_adapter import EvmLedger, Kind, digest
 from flower_bfl.chain_adapter._accounts import read_transaction
 
@@ -256,3 +256,21 @@ def test_what_a_record_says_is_printed_as_text(text, capsys):
     assert not {"\x1b", "\r"} & set(printed)
     shown = text.replace("\x1b", "\\x1b").replace("\r", "\\r")
     assert printed.count(shown) == 5  # where, rule, expected, found, note
+
+
+def test_who_was_accused_is_told_with_the_verdict(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    one = Incident(2, 1, "server 1 (0xab)", "state", 3, 2, voted_out=True, upheld=True)
+    false = Incident(2, 0, "server 0 (0xcd)", "accusation", 4, 1, voted_out=False, upheld=False)
+    print_audit(AuditReport(None, Checked(), "Toy", True, "", "", incidents=(one, false)), as_json=False)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        "round 2 server 1 (0xab) voted out by 2 for its state in step 3, which the ledger bears out"
+        in printed
+    )
+    assert (
+        "server 0 (0xcd) accused by 1 for accusing edge server 4 without reason, "
+        "which the ledger does not bear out" in printed
+    )
+    print_audit(AuditReport(None, Checked(), "Toy", True, "", "", incidents=(one,)), as_json=True)
+    assert json.loads(capsys.readouterr().out)["incidents"][0]["account"] == "server 1 (0xab)"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flower_bfl import EvmLedger
+from flower_bfl.audit import audit
 from flower_bfl.chain_adapter.base import Kind, digest
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +115,34 @@ def test_flowers_own_strategies_on_the_ledger(tmp_path, strategy, signed):
     assert {bool(r.entry.signature) for r in recorded if r.entry.kind is Kind.GRADIENT} == {signed}
     assert digest((tmp_path / "run" / "model.safetensors").read_bytes()).hex() == lines[-1]["model_digest"]
     ledger.close()
+
+
+def test_an_edge_server_that_lies_is_voted_out(tmp_path):
+    settings = (
+        f'num-server-rounds={ROUNDS} attack="gaussian-noise" attacked-servers="1" attack-rounds="2" '
+        'attack-step="3" defence="replay deviation" quarantine-rounds=0'
+    )
+    output = quickstart(tmp_path / "run", settings)
+    lines = rounds_of(tmp_path / "run")
+    accused = [{"server": 1, "offence": "state", "step": 3, "votes": 2, "voted_out": True}]
+    assert [line["accused"] for line in lines] == [[], [], accused, []]
+    assert [line["true_positives"] for line in lines[1:]] == [0, 1, 0]
+    assert lines[2]["server_devices"][1] == [] != lines[3]["server_devices"][1]
+    assert "edge server 1 in round 2" in output
+    found = audit(tmp_path / "run")
+    (incident,) = found.incidents
+    assert found.finding is None and incident.upheld
+    assert incident.account.startswith("server 1 (0x")
+
+
+@pytest.mark.slow
+def test_poisoned_data_reach_the_devices(tmp_path):
+    """All labels flipped: what is learned is the flipped ones."""
+    devices = " ".join(map(str, range(10)))
+    quickstart(
+        tmp_path / "run", f'num-server-rounds={ROUNDS} attack="label-flip" attacked-devices="{devices}"'
+    )
+    assert rounds_of(tmp_path / "run")[-1]["evaluate"]["accuracy"] < 0.1
 
 
 @pytest.mark.slow

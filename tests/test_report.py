@@ -196,3 +196,27 @@ def test_accuracy_is_drawn_against_simulated_time_and_latency_by_phase(tmp_path:
     bars = drawn["Decided latency a round, seconds"].patches
     assert max(bar.get_y() + bar.get_height() for bar in bars) == pytest.approx(10.1)
     assert len(bars) == 3 * 5  # upload takes no time, and has no colour in the legend
+
+
+def test_the_summary_says_who_was_voted_out_and_suspected(tmp_path: Path) -> None:
+    out = {"server": 1, "offence": "state", "step": 3, "votes": 2, "voted_out": True}
+    told = [
+        {"accused": [out], "true_positives": 1, "false_positives": 0, "missed": 0},
+        {"accused": [out | {"server": 2, "voted_out": False}], "true_positives": 0, "missed": 1},
+        {"accused": [out], "suspected": [{"who": "device 3", "reason": "far off"}], "true_positives": 1},
+    ]
+    blank = {"false_positives": 0, "missed": 0}
+    write(tmp_path, *(a_round(k) | blank | one for k, one in enumerate(told, start=1)))
+    rows = dict(line.split("  ", maxsplit=1) for line in summary(tmp_path).splitlines())
+    assert rows["voted out"].strip() == "edge server 1 in round 1, 3"
+    assert rows["suspected"].strip() == "device 3: 1"
+    assert rows["detection"].strip() == "2 found, 1 missed, 0 falsely accused"
+    assert draw_curves(tmp_path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_in_which_nobody_acts_says_nothing_of_detection(tmp_path: Path) -> None:
+    nothing = {"accused": [], "suspected": [], "true_positives": 0, "false_positives": 0, "missed": 0}
+    write(tmp_path, *(a_round(k) | nothing for k in (1, 2)))
+    assert not {"voted out", "suspected", "detection"} & {
+        line.split("  ")[0] for line in summary(tmp_path).splitlines()
+    }

@@ -72,6 +72,8 @@ class ALittleIsEnough(Falsification):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_size("z", self.z, self)
+        if self.p2p_step == "model":
+            raise ConfigError("`p2p_step` of ALittleIsEnough must be a step, got 'model': there is only one")
 
     def falsified(self, turn: Turn, rng: np.random.Generator) -> Vector:
         """What is far off, but within the spread."""

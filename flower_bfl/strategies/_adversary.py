@@ -8,6 +8,7 @@ import numpy as np
 
 from flower_bfl.attacks import Attack, Falsification, OldValue, Silence, Turn
 from flower_bfl.attacks.base import Place, Vector
+from flower_bfl.chain_adapter.base import Role, Sender
 from flower_bfl.errors import ConfigError
 from flower_bfl.strategies._layout import Arrays, Layout
 from flower_bfl.strategies._roster import Trained
@@ -26,16 +27,12 @@ class Adversary:
     def __init__(self, attacks: Sequence[Attack], seed: int) -> None:
         self.attacks = tuple(attacks)
         self._seed = seed
-        self._old: dict[tuple[int, Place], Vector] = {}  # honest values of the round before
-        self._new: dict[tuple[int, Place], Vector] = {}
+        self._old: dict[tuple[Sender, Place], Vector] = {}  # honest values of the round before
+        self._new: dict[tuple[Sender, Place], Vector] = {}
 
     def open(self) -> None:
-        """Begin a round, or begin it again."""
-        self._new = {}
-
-    def settle(self) -> None:
-        """The round is over."""
-        self._old = self._new
+        """Begin a round."""
+        self._old, self._new = self._new, {}
 
     def servers(self, server_round: int) -> set[int]:
         """Edge servers that are compromised in a round."""
@@ -54,12 +51,14 @@ class Adversary:
             if place == attack.p2p_step or (since and attack.p2p_step < place):  # type: ignore[operator]
                 yield attack
 
-    def remember(self, who: int, place: Place, honest: Vector) -> None:
+    def remember(self, who: Sender, place: Place, honest: Vector) -> None:
         """Keep an honest value for a round, if somebody is going to publish it again."""
-        if any(isinstance(a, OldValue) and who in (a.server, *a.devices) for a in self.attacks):
-            self._new[who, place] = honest
+        for attack in self.attacks:
+            by = [attack.server] if who.role is Role.SERVER else attack.devices
+            if isinstance(attack, OldValue) and who.index in by:
+                self._new[who, place] = honest
 
-    def falsify(self, attack: Falsification, turn: Turn, who: int, place: Place) -> Vector:
+    def falsify(self, attack: Falsification, turn: Turn, who: Sender, place: Place) -> Vector:
         """What an attack makes of an honest value."""
         text = f"{attack} {who} {place} {turn.round}"
         number = int.from_bytes(sha256(text.encode()).digest()[:8])
@@ -83,7 +82,7 @@ class Adversary:
             if not isinstance(attack, Falsification) or not attack.acts(server_round):
                 continue
             for y, sender in enumerate(trained.senders):
-                if sender.index not in attack.devices:
+                if sender.role is not Role.DEVICE or sender.index not in attack.devices:
                     continue
                 if replies[y].signature:
                     raise ConfigError(f"`attacks` must not be by devices that sign themselves, got {attack}")
@@ -92,9 +91,9 @@ class Adversary:
                     CumulativeGradient(before, layout.vector(reply.arrays))[0 : layout.size]
                     for before, reply in zip(sent, trained.replies, strict=True)
                 ]
-                self.remember(sender.index, 0, gradients[y])
+                self.remember(sender, 0, gradients[y])
                 turn = Turn(server_round, gradients[y], np.stack(gradients))
-                false = self.falsify(attack, turn, sender.index, 0)
+                false = self.falsify(attack, turn, sender, 0)
                 after = sent[y][0 : layout.size] - false
                 replies[y] = replace(replies[y], arrays=layout.model(after, replies[y].arrays))
         return replace(trained, replies=tuple(replies))

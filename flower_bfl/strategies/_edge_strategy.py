@@ -273,6 +273,7 @@ class EdgeStrategy(FedAvg):
 
     def _receive(self, server_round: int, replies: Iterable[Message]) -> tuple[Trained, list[LeftOut]]:
         """The replies that can be used, and the others."""
+        self._adversary.open()
         replies = self._ordered(replies)
         usable, left_out = screen(replies, self._contribution, self._roster.device)
         silent = self._asked - {reply.metadata.src_node_id for reply in replies}

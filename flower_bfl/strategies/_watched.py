@@ -7,6 +7,7 @@ from time import perf_counter
 import numpy as np
 
 from flower_bfl.attacks import Equivocation, FalseAccusation, Falsification, Silence, Turn
+from flower_bfl.attacks.base import Place
 from flower_bfl.chain_adapter.base import Entry, Kind, Role, Sender, digest
 from flower_bfl.chain_adapter.records import Evidence, consensus_payload
 from flower_bfl.config import Consensus, Outage
@@ -133,12 +134,10 @@ class Watched:
     def open(self) -> None:
         """Begin a round, or begin it again."""
         self._now = Dispute(dict(self._until))
-        self._adversary.open()
 
     def settle(self) -> None:
         """The round is what it is: who was voted out stays out."""
         self._until = {**self._now.until}
-        self._adversary.settle()
 
     def barred(self, server_round: int) -> set[int]:
         """Edge servers in quarantine when a round begins."""
@@ -152,9 +151,10 @@ class Watched:
             barred = self._now.barred(now.round)
             self._now.aside = set_aside(self._mixing, barred, down)
             servers = self._consensus.edge_servers
-            if len(self._now.aside | servers_down(down, 0)) == servers:
+            gone = self._now.aside | servers_down(down, 0)
+            if len(gone) == servers:
                 return None
-            trained = now.counted.moved(self._now.aside, servers)
+            trained = now.counted.moved(gone, servers)
             if not trained.senders:
                 return None
             attempt = _Attempt(self, now, trained, down, first_step)
@@ -179,13 +179,13 @@ class Watched:
         step = boost(agreed.trained.samples, agreed.trained.steps) * self._consensus.learning_rate
         terms = [(1.0, now.before), (-step / float(agreed.mass[leader]), agreed.states[leader])]
         for attack in self._adversary.acting(now.round, leader, "model"):
-            self._now.acted.add(leader)
             if isinstance(attack, Silence):
+                self._now.acted.add(leader)
                 evidence = Evidence("no model", passed)
             elif isinstance(attack, Falsification):
                 honest = layout.vector(model)[0 : layout.size]
                 turn = Turn(now.round, honest, honest[None], model=now.before, terms=terms)
-                model = layout.model(self._adversary.falsify(attack, turn, leader, "model"), model)
+                model = layout.model(self.falsified(attack, turn, leader, "model"), model)
         entry = model_entry(now.round, leader, passed, model)
         began = perf_counter()
         if self._replay is not None and evidence is None:
@@ -248,6 +248,13 @@ class Watched:
         return set_aside(self._mixing, self._now.barred(server_round), down)
 
     # -- what an attempt uses -----------------------------------------------------------------------------
+
+    def falsified(self, attack: Falsification, turn: Turn, server: int, place: Place) -> Vector:
+        """What an edge server publishes in place of something; nobody is guilty of what changes nothing."""
+        false = self._adversary.falsify(attack, turn, Sender(Role.SERVER, server), place)
+        if not np.array_equal(false, turn.honest):
+            self._now.acted.add(server)
+        return false
 
     def _phase(self, entries: Iterable[Entry], count: int = 1) -> None:
         self._now.phases.append((count, entries))
@@ -316,17 +323,18 @@ class _Attempt:
         published, self._sent, self._lies = honest.copy(), {}, []
         up = [server for server in servers if server not in servers_down(self._down, max(step - 1, 0))]
         for server in up:
-            watched._adversary.remember(server, step, honest[server])
+            watched._adversary.remember(Sender(Role.SERVER, server), step, honest[server])
             for attack in watched._adversary.acting(self._round, server, step):
-                watched._now.acted.add(server)
                 if isinstance(attack, Silence):
+                    watched._now.acted.add(server)
                     self._silent.add(server)
                 elif isinstance(attack, FalseAccusation):
+                    watched._now.acted.add(server)
                     self._accuse_falsely(step, server, attack, honest)
                 elif isinstance(attack, Falsification):
                     terms = self._terms(step, server)
                     turn = Turn(self._round, honest[server], honest[up], terms=terms)
-                    false = watched._adversary.falsify(attack, turn, server, step)
+                    false = watched.falsified(attack, turn, server, step)
                     if isinstance(attack, Equivocation):
                         self._sent[server] = false
                     else:

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from flower_bfl.attacks import Attack, Falsification, Turn
 from flower_bfl.attacks.base import Place
-from flower_bfl.chain_adapter.base import encode
+from flower_bfl.chain_adapter.base import Role, Sender, encode
 from flower_bfl.config import Consensus
 from flower_bfl.strategies._defended import check_attacks
 from flower_bfl.strategies._edge_strategy import (
@@ -103,11 +103,9 @@ class IndependentServers(EdgeStrategy):
         self, server_round: int, trained: Trained, left_out: Sequence[LeftOut]
     ) -> tuple[ArrayRecord, MetricRecord]:
         """One round at every edge server: (6)-(8), (11) and (12) over its own devices alone."""
-        self._adversary.open()
         groups = [trained.at([server]) for server in range(self.edge_servers)]
         self.models = [self._updated(server_round, server, trained) for server in range(self.edge_servers)]
         largest = int(np.argmax([own.samples.sum() for own in groups]))
-        self._adversary.settle()
         metrics = self._metrics(trained, {"left-out": len(left_out)})
         report = RoundReport(
             round=server_round,
@@ -130,12 +128,13 @@ class IndependentServers(EdgeStrategy):
         self, server_round: int, server: int, place: Place, honest: Vector, before: Vector
     ) -> Vector:
         """What an edge server makes of a vector at a place, if it is compromised."""
-        self._adversary.remember(server, place, honest)
+        who = Sender(Role.SERVER, server)
+        self._adversary.remember(who, place, honest)
         model = before if place == "model" else None
         for attack in self._adversary.acting(server_round, server, place):
             if isinstance(attack, Falsification):
                 turn = Turn(server_round, honest, honest[None], model=model)
-                honest = self._adversary.falsify(attack, turn, server, place)
+                honest = self._adversary.falsify(attack, turn, who, place)
         return honest
 
     def _updated(self, server_round: int, server: int, trained: Trained) -> NamedArrays:
