@@ -45,20 +45,9 @@ from flower_bfl.strategies.aggregation import (
     updated_model,
     whole,
 )
-from flower_bfl.strategies.consensus import initial_mass, mass_after, mix
+from flower_bfl.strategies.consensus import Mixed, initial_mass, mass_after
 
 _SAME_DIRECTION = 1e-4  # relative; float32's rounding is far below it
-
-
-@dataclass(frozen=True, eq=False)
-class _Mixed:
-    """Λ·x where it is read, in the float32 that edge servers exchange."""
-
-    mixing: Mixing
-    states: Vector  # shape (m, p)
-
-    def __getitem__(self, part: slice, /) -> Vector:
-        return mix(self.mixing, self.states[:, part]).astype(np.float32)
 
 
 _NOBODY = Trained([], [], np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
@@ -125,14 +114,26 @@ class TrainingRules:
                 raise wrong(state, rule, "no further state", f"x^({step})")
 
         # (10)-(12): the leader's update; one that was voted out for its own made way for the next.
-        if agreed is None:
-            servers = range(self.consensus.edge_servers)
-            gone = servers_down(down, steps - 1) | set_aside(self.mixing, barred, down)
-            everything = _Agreed(
-                _NOBODY, np.empty((0, 0), np.float32), np.ones(len(servers)), frozenset(servers) - gone
-            )
-            return self._model(now, before, votes, everything), _NOBODY, votes.incidents()
-        return self._model(now, before, votes, agreed), agreed.trained, votes.incidents()
+        last, unchanged = self.consensus.p2p_rounds, model_payload(now.number, before)
+        for place, at in enumerate(now.models):
+            out = barred | votes.barred
+            if agreed is None or not agreed.fit - out:  # nobody can lead who has anything to say
+                agreed = None
+                gone = servers_down(down, last) | set_aside(self.mixing, out, down)
+                self._check_leader(at, set(range(self.consensus.edge_servers)) - gone)
+                model, payload = before, unchanged
+            else:
+                self._check_leader(at, agreed.fit - out)
+                model = self._updated(at.entry.sender.index, before, agreed)
+                payload = model_payload(now.number, model)
+                if payload != at.entry.payload and self._rounded_model(at, model, before, agreed):
+                    model, payload = decoded(at, read_model), at.entry.payload
+            follows = payload == at.entry.payload
+            found = {} if follows else {at.entry.sender.index: Found(at, payload)}
+            if not votes.judged_model(place + 1, found) and not follows:
+                rule = "the model must follow from the leader's x^(φ), eqs. (10)-(12)"
+                raise differs(at, rule, payload)
+        return model, _NOBODY if agreed is None else agreed.trained, votes.incidents()
 
     def _agree(
         self,
@@ -171,7 +172,7 @@ class TrainingRules:
             self._raise(now, first + step, found, trained, step)
             if step < last:
                 before_it = states
-                states = whole(_Mixed(mixings[step], states), len(states), self.layout.size)
+                states = whole(Mixed(mixings[step], states), len(states), self.layout.size)
         mass = mass_after(mass, mixings)
         gone = servers_down(down, last)
         fit = frozenset(m for m in range(len(mass)) if mass[m] > 0 and m not in gone)
@@ -291,7 +292,7 @@ class TrainingRules:
         self, at: Recorded, expected: NamedArrays, before: NamedArrays, agreed: _Agreed
     ) -> bool:
         """The same of a model."""
-        if self._replay.arithmetic == "exact" or not agreed.trained.senders:
+        if self._replay.arithmetic == "exact":
             return False
         model, trained, leader = decoded(at, read_model), agreed.trained, at.entry.sender.index
         if model_payload(at.entry.round, model) != at.entry.payload or not _alike(model, expected):
@@ -360,25 +361,8 @@ class TrainingRules:
         usual = np.median([*factors.values()])
         return max(factors, key=lambda server: abs(factors[server] - usual))
 
-    def _model(self, now: Round, before: NamedArrays, votes: Votes, agreed: _Agreed) -> NamedArrays:
-        """The sealed model, once those before it are shown to be rightly withdrawn."""
-        for place, at in enumerate(now.models):
-            leader = at.entry.sender.index
-            self._check_leader(at, agreed.fit - votes.barred)
-            expected = self._updated(leader, before, agreed)
-            payload = model_payload(now.number, expected)
-            if payload != at.entry.payload and self._rounded_model(at, expected, before, agreed):
-                expected, payload = decoded(at, read_model), at.entry.payload
-            follows = payload == at.entry.payload
-            found = {} if follows else {leader: Found(at, payload)}
-            if not votes.judged_model(place + 1, found) and not follows:
-                raise differs(at, "the model must follow from the leader's x^(φ), eqs. (10)-(12)", payload)
-        return expected
-
     def _updated(self, leader: int, before: NamedArrays, agreed: _Agreed) -> NamedArrays:
         trained = agreed.trained
-        if not trained.senders:
-            return before
         sent = self.layout.vector(before)[0 : self.layout.size]
         tau, rate = boost(trained.samples, trained.steps), self.consensus.learning_rate
         after = updated_model(sent, agreed.states[leader], float(agreed.mass[leader]), tau, rate)

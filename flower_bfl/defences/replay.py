@@ -48,12 +48,18 @@ class Replay:
 
     def accepts(self, found: Vector, expected: Vector, terms: Terms) -> bool:
         """Whether a vector, (p,), is what these terms sum up to; `expected` is their exact sum's float32."""
-        if np.array_equal(found, expected):
+        if same_bits(found, expected):
             return True
         if self.arithmetic == "exact" or found.shape != expected.shape or not terms:
             return False
         off = np.abs(found.astype(np.float64) - expected)
         return bool((off <= rounding_bound(terms, expected.size)).all())
+
+
+def same_bits(found: Vector, expected: Vector) -> bool:
+    """Whether two vectors are the same to the last bit, the sign of a zero included."""
+    one, other = (np.ascontiguousarray(each, dtype=np.float32).view(np.uint32) for each in (found, expected))
+    return np.array_equal(one, other)
 
 
 @np.errstate(over="ignore", invalid="ignore")

@@ -95,6 +95,18 @@ def reach_consensus(partials: Vector, mixings: Sequence[Mixing]) -> Vector:
     return states
 
 
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """Λ·x where it is read, (m, c), in the float32 that edge servers exchange."""
+
+    mixing: Mixing
+    states: Vector  # x, shape (m, p)
+
+    @np.errstate(over="ignore", invalid="ignore")  # of states that somebody made up
+    def __getitem__(self, part: slice, /) -> Vector:
+        return mix(self.mixing, self.states[:, part]).astype(np.float32)
+
+
 def row_after(mixings: Sequence[Mixing], servers: int, server: int) -> Floats:
     """The server's row of the product of all mixing matrices, (1, m)."""
     row: Floats = np.eye(servers)[[server]]

@@ -31,6 +31,7 @@ from flower_bfl.network import (
 )
 from flower_bfl.strategies._controlled import Controlled
 from flower_bfl.strategies._defended import check_attacks, checked_defences
+from flower_bfl.strategies._dispute import Agreed, Gathered, Phase, Setting
 from flower_bfl.strategies._edge_strategy import EdgeStrategy, FedAvgArguments, NamedArrays, as_record
 from flower_bfl.strategies._journal import (
     OPERATOR,
@@ -43,7 +44,7 @@ from flower_bfl.strategies._miners import Seal, miners, seal
 from flower_bfl.strategies._outages import down_in, mixings_without, servers_down
 from flower_bfl.strategies._replies import Contribution
 from flower_bfl.strategies._roster import NOBODY, Association, Trained
-from flower_bfl.strategies._watched import Agreed, Gathered, Phase, Watched
+from flower_bfl.strategies._watched import Watched
 from flower_bfl.strategies.aggregation import (
     NotFiniteError,
     Row,
@@ -166,10 +167,11 @@ class ConsensusBFL(EdgeStrategy):
         )
         self._watched = None
         if self.attacks or self._replay is not None:
-            self._watched = Watched(
+            setting = Setting(
                 self.consensus, self.mixing, self._adversary, self._replay, quarantine_rounds,
-                sums=self._sums, sign=self._signed,
+                sums=self._sums, weighted=edge_rule is None, sign=self._signed,
             )  # fmt: skip
+            self._watched = Watched(setting)
         self._controlled = None
         if controller is not None:
             self._controlled = Controlled(
@@ -294,7 +296,7 @@ class ConsensusBFL(EdgeStrategy):
         trained, left_out = super()._receive(server_round, replies)
         trained, left_out = trained.joined(pooled), left_out + lost
         if self._watched is not None:
-            self._watched.open()
+            self._watched.open(server_round)
         dead = servers_down(down_in(self.outages, server_round), 0)
         for sender in trained.at(dead).senders:
             reason = "it is down" if sender.role is Role.SERVER else "its edge server is down"
@@ -400,7 +402,9 @@ class ConsensusBFL(EdgeStrategy):
         gone = servers_down(down, self.consensus.p2p_rounds)
         states: list[Phase] = []
         if self._watched is not None:
-            gone |= self._watched.out(server_round, down)
+            if not trained.senders:
+                self._watched.open(server_round)  # nothing came of what was tried
+            gone |= self._watched.out(down)
             states = self._watched.phases
         elected = next(self._leaders(server_round, set(range(self.edge_servers)) - gone), None)
         if elected is None:
