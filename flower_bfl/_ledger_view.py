@@ -20,6 +20,7 @@ from flower_bfl.chain_adapter._reader import Recorded
 from flower_bfl.chain_adapter.base import Kind, Role, Sender, digest
 from flower_bfl.chain_adapter.pyevm import EvmLedger
 from flower_bfl.errors import ConfigError, PayloadError, RunFolderError
+from flower_bfl.types import in_words
 
 _DIGITS = 8  # of a hash or an address in a table
 _EMPTY = digest(b"")
@@ -350,7 +351,8 @@ def print_audit(report: AuditReport, *, as_json: bool) -> None:
         fate = "voted out" if incident.voted_out else "accused"
         holds = "which the ledger bears out" if incident.upheld else "which the ledger does not bear out"
         name = f"round {incident.round}"
-        told = f"{incident.account} {fate} by {incident.votes} for {incident.what}, {holds}"
+        what = in_words(incident.offence, incident.step)
+        told = f"{incident.account} {fate} by {incident.votes} for {what}, {holds}"
         rows[name] = f"{rows[name]}; {told}" if name in rows else told
     for place, note in enumerate(report.notes):
         rows[f"note {place + 1}" if len(report.notes) > 1 else "note"] = note

@@ -44,6 +44,14 @@ class Accusation:
     voted_out: bool  # the votes were enough: it is in quarantine
 
 
+def in_words(offence: str, step: int) -> str:
+    """What an edge server is accused of."""
+    if offence == "accusation":
+        return f"accusing edge server {step} without reason"
+    told = {"model": "its model", "no model": "no model as the leader"}
+    return told.get(offence, f"its {offence} in step {step}")
+
+
 @dataclass(frozen=True)
 class LedgerCost:
     """What recording one round took."""
@@ -135,7 +143,7 @@ class RoundReport:
             parts.append("without its controller")
         for one in self.accused:
             verdict = "voted out" if one.voted_out else "accused"
-            parts.append(f"edge server {one.server} {verdict} ({one.offence}, step {one.step})")
+            parts.append(f"edge server {one.server} {verdict} for {in_words(one.offence, one.step)}")
         if self.suspected:
             parts.append(f"suspected: {', '.join(one.who for one in self.suspected)}")
         return ", ".join(parts)

@@ -24,14 +24,6 @@ class Incident:
     voted_out: bool
     upheld: bool  # the evidence holds
 
-    @property
-    def what(self) -> str:
-        """The offence in words."""
-        if self.offence == "accusation":
-            return f"accusing edge server {self.step} without reason"
-        place = {"model": "its model", "no model": "no model as the leader"}
-        return place.get(self.offence, f"its {self.offence} in step {self.step}")
-
 
 @dataclass(frozen=True, eq=False)
 class Found:
