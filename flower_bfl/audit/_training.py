@@ -32,7 +32,13 @@ from flower_bfl.defences.replay import Terms
 from flower_bfl.errors import ConfigError, LedgerError, PayloadError
 from flower_bfl.network import Mixing
 from flower_bfl.strategies._layout import Layout
-from flower_bfl.strategies._outages import known_from, mixings_without, servers_down, set_aside
+from flower_bfl.strategies._outages import (
+    known_from,
+    mixing_of_the_rest,
+    mixings_without,
+    servers_down,
+    set_aside,
+)
 from flower_bfl.strategies.aggregation import (
     Floats,
     NotFiniteError,
@@ -101,11 +107,18 @@ class TrainingRules:
         self, now: Round, before: NamedArrays, down: list[Outage]
     ) -> tuple[NamedArrays, Trained, list[Incident]]:
         assert now.model is not None, "a round is checked once its model is sealed"
-        votes = Votes(now, self.domain, exact=self._replay.arithmetic == "exact")
+        votes = Votes(
+            now, self.domain, exact=self._replay.arithmetic == "exact", servers=self.consensus.edge_servers
+        )
+        votes.check_places()
 
         # (8) and (9), each time anew without those who were voted out.
         first, steps, barred = 0, self.consensus.p2p_rounds + 1, set(now.barred)
         while isinstance(agreed := self._agree(now, before, votes, barred, down, first), int):
+            for (step, _), state in now.states.items():
+                if first + agreed < step < first + steps:
+                    rule = "a consensus must end when an edge server is voted out"
+                    raise wrong(state, rule, "no further state", f"x^({step})")
             down, first = known_from(down, agreed), first + steps
             barred |= votes.barred
         for (step, _), state in now.states.items():
@@ -161,13 +174,13 @@ class TrainingRules:
             trained = self._counted(now, trained, aside, first, servers_down(down, 0))
 
         mass = initial_mass(self.consensus, trained.samples, trained.server_of, servers_down(down, 0))
-        mixings = mixings_without(down, self.mixing, last)
+        mixings = mixings_without(down, mixing_of_the_rest(self.mixing, aside), last)
         states = self._partials(now, trained)
         before_it: Vector | None = None
         for step in range(last + 1):
             terms = partial(self._terms, trained, before_it, mixings[step - 1] if step else None)
             found = self._wrong_states(now, first, step, states, trained, down, terms)
-            if votes.judged(first + step, found):
+            if votes.judged(first + step, found, last=step == last):
                 return step
             self._raise(now, first + step, found, trained, step)
             if step < last:

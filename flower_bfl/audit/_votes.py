@@ -43,19 +43,31 @@ class Votes:
     exact : whether evidence must name the only payload that follows.
     """
 
-    def __init__(self, now: Round, domain: Callable[[], tuple[int, bytes]], *, exact: bool) -> None:
+    def __init__(
+        self, now: Round, domain: Callable[[], tuple[int, bytes]], *, exact: bool, servers: int
+    ) -> None:
+        self._servers = servers
+        self._over = False  # the last step of a consensus is judged
         self._now = now
         self._domain = domain
         self._exact = exact
         self._upheld: dict[int, bool] = {}  # by place in the round
         self.barred: set[int] = set()  # voted out so far in this round
 
-    def judged(self, step: int, found: Mapping[int, Found]) -> bool:
+    def check_places(self) -> None:
+        """Raise LedgerError for votes that bar somebody before there is anything to vote on."""
+        for vote in self._now.votes_at():
+            if vote.decides:
+                rule = "edge servers must vote on what others have just published"
+                raise wrong(vote.at, rule, "a vote after a state or a model", "one that nothing comes before")
+
+    def judged(self, step: int, found: Mapping[int, Found], *, last: bool) -> bool:
         """Judge the votes after the states of a step; True if the consensus is over. Raises LedgerError.
 
         `found` is what does not follow in the step, by edge server. Who is voted out for no model leaves the
         others' consensus as it is.
         """
+        self._over = last
         decided = self._judge(self._now.votes_at(step=step), "state", step, found)
         return any(_evidence(vote).offence != "no model" for vote in decided)
 
@@ -109,7 +121,7 @@ class Votes:
         if evidence.offence == "accusation":
             return self._is_false(accused, evidence)
         if evidence.offence == "no model":
-            return all(at.entry.sender.index != accused for at in self._now.models)
+            return self._owed_a_model(vote, evidence.step)
         if evidence.step != step:
             return False
         if evidence.offence == "equivocation":
@@ -121,6 +133,15 @@ class Votes:
         names = evidence.found == wrong_one.at.digest
         exactly = not self._exact or evidence.expected == digest(wrong_one.expected)
         return evidence.offence == kind and names and exactly
+
+    def _owed_a_model(self, vote: Vote, passed: int) -> bool:
+        """Whether the accused was to lead once so many were passed over, and a later one did."""
+        if not self._over or vote.models == len(self._now.models):
+            return False
+        after = self._now.models[vote.models].entry
+        before = self._now.models[vote.models - 1].entry.step if vote.models else -1
+        due = (after.sender.index - after.step + passed) % self._servers
+        return before < passed < after.step and due == vote.accused
 
     def _is_false(self, accuser: int, evidence: Evidence) -> bool:
         """Whether an accuser's own vote does not hold."""

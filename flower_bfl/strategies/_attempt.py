@@ -14,7 +14,7 @@ from flower_bfl.defences.replay import Terms, same_bits
 from flower_bfl.network import without
 from flower_bfl.strategies._dispute import Agreed, Dispute, Gathered
 from flower_bfl.strategies._journal import consensus_entries
-from flower_bfl.strategies._outages import mixings_without, servers_down
+from flower_bfl.strategies._outages import mixing_of_the_rest, mixings_without, servers_down
 from flower_bfl.strategies._roster import Trained
 from flower_bfl.strategies.aggregation import Row, Vector, contribution_weights, each_block, whole
 from flower_bfl.strategies.consensus import Mixed, error_and_bound, initial_mass, mass_after, mix
@@ -46,7 +46,8 @@ class Attempt:
         self._down = [*down, *(Outage(now.round, server=server) for server in sorted(dispute.aside))]
         gone = servers_down(self._down, 0)
         self._mass = initial_mass(setting.consensus, trained.samples, trained.server_of, gone)
-        self._mixings = mixings_without(self._down, setting.mixing, setting.consensus.p2p_rounds)
+        mixing = mixing_of_the_rest(setting.mixing, dispute.aside)
+        self._mixings = mixings_without(self._down, mixing, setting.consensus.p2p_rounds)
         self._up: list[int] = []  # who publishes in the current step
         self._silent: set[int] = set()
         self._published: list[Vector] = []  # x^(l) as recorded, (m, p) each
@@ -109,9 +110,12 @@ class Attempt:
         mass, states = mass_after(self._mass, self._mixings), self._published[-1]
         down = servers_down(self._down, len(self._mixings)) | self._silent
 
+        part = [m for m in range(len(states)) if m not in self._dispute.aside]
+
         def error(server: int) -> tuple[float, float]:
+            mixings = [mixing[np.ix_(part, part)] for mixing in self._mixings]
             last = float(mass[server])
-            return error_and_bound(self._published[0], states[server], self._mass, last, self._mixings)
+            return error_and_bound(self._published[0][part], states[server], self._mass[part], last, mixings)
 
         held = {server: states[server] for server in range(len(states)) if server not in down}
         fit = {server for server in held if mass[server] > 0}

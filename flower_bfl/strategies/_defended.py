@@ -1,6 +1,6 @@
 """Whether attacks and defences go with a run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from flower_bfl.attacks import Attack
 from flower_bfl.config import Consensus
@@ -8,8 +8,9 @@ from flower_bfl.defences import Defence, Deviation, Replay
 from flower_bfl.errors import ConfigError
 
 
-def check_attacks(attacks: Sequence[Attack], consensus: Consensus) -> None:
-    """Raise ConfigError unless attacks are of edge servers and steps of the run."""
+def checked_attacks(attacks: Attack | Iterable[Attack], consensus: Consensus) -> tuple[Attack, ...]:
+    """The attacks; raises ConfigError unless they are by edge servers and in steps of the run."""
+    attacks = (attacks,) if isinstance(attacks, Attack) else tuple(attacks)
     servers, last = consensus.edge_servers, consensus.p2p_rounds
     for attack in attacks:
         if not isinstance(attack, Attack):
@@ -19,6 +20,7 @@ def check_attacks(attacks: Sequence[Attack], consensus: Consensus) -> None:
                 raise ConfigError(f"`attacks` must name edge servers of 0..{servers - 1}, got {attack}")
         if attack.server is not None and attack.p2p_step != "model" and attack.p2p_step > last:
             raise ConfigError(f"`attacks` must act in steps of 0..{last} or in the 'model', got {attack}")
+    return attacks
 
 
 def checked_defences(

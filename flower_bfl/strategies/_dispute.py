@@ -3,14 +3,13 @@
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from flower_bfl.attacks import Falsification, Turn
 from flower_bfl.attacks.base import Place
 from flower_bfl.chain_adapter.base import Entry, Kind, Role, Sender
 from flower_bfl.chain_adapter.records import Evidence
 from flower_bfl.config import Consensus, Outage
 from flower_bfl.defences import Replay
+from flower_bfl.defences.replay import same_bits
 from flower_bfl.network import Mixing
 from flower_bfl.strategies._adversary import Adversary
 from flower_bfl.strategies._layout import Layout
@@ -92,6 +91,7 @@ class Dispute:
     accused: dict[tuple[int, Evidence], set[int]] = field(default_factory=dict)  # and by whom
     acted: set[int] = field(default_factory=set)  # compromised edge servers that did something
     aside: set[int] = field(default_factory=set)  # who takes no part: barred, or cut off by that
+    published: Entry | None = None  # a model that was recorded before it was voted on
     seconds: float = 0.0  # spent on checking
 
     @property
@@ -119,7 +119,7 @@ class Dispute:
     def falsified(self, attack: Falsification, turn: Turn, server: int, place: Place) -> Vector:
         """What an edge server publishes in place of something; nobody is guilty of what changes nothing."""
         false = self.setting.adversary.falsify(attack, turn, Sender(Role.SERVER, server), place)
-        if not np.array_equal(false, turn.honest):
+        if not same_bits(false, turn.honest):
             self.acted.add(server)
         return false
 

@@ -1,5 +1,6 @@
 """What is down in a round: edge servers and links, from which step of the consensus on."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 
 from flower_bfl.config import Outage
-from flower_bfl.network import Mixing, without
+from flower_bfl.network import Mixing, metropolis_mixing, without
 
 
 def down_in(outages: Sequence[Outage], server_round: int) -> list[Outage]:
@@ -48,6 +49,20 @@ def set_aside(mixing: Mixing, barred: Collection[int], down: Sequence[Outage]) -
         return set(barred)
     largest = np.bincount(part[up]).argmax()
     return {*barred, *(int(server) for server in up if part[server] != largest)}
+
+
+def mixing_of_the_rest(mixing: Mixing, aside: Collection[int]) -> Mixing:
+    """Λ of a consensus in which some edge servers take no part: Metropolis weights on the links of the rest.
+
+    Rows of those set aside are those of the identity. With its old weights the rest would be slow to agree.
+    """
+    if not aside:
+        return mixing
+    linked = without(mixing, servers=aside) != 0
+    np.fill_diagonal(linked, False)
+    rest = metropolis_mixing(linked)
+    np.fill_diagonal(rest, [1 - math.fsum(row[links]) for row, links in zip(rest, linked, strict=True)])
+    return rest
 
 
 def known_from(down: Sequence[Outage], step: int) -> list[Outage]:

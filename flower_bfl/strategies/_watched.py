@@ -51,6 +51,10 @@ class Watched:
         """What goes to the ledger of the open round, in order."""
         return self._now.phases
 
+    def recorded(self, model: Entry) -> bool:
+        """Whether a model is among the phases already: it was voted on, and not voted down."""
+        return self._now.published is model
+
     def agree(self, now: Gathered) -> Agreed | None:
         """The consensus (9) of those who are not voted out; None if nobody is left who trained."""
         self.open(now.round)
@@ -109,6 +113,7 @@ class Watched:
             wanted = model_entry(now.round, leader, passed, expected)
             evidence = Evidence("model", passed, digest(entry.payload), digest(wanted.payload))
             self._now.record([entry], 1)
+            self._now.published = entry
         self._now.seconds += perf_counter() - began
         down = servers_down(now.down, setting.consensus.p2p_rounds)
         others = set(range(setting.consensus.edge_servers)) - down

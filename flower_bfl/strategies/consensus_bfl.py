@@ -30,7 +30,7 @@ from flower_bfl.network import (
     spectral_radius,
 )
 from flower_bfl.strategies._controlled import Controlled
-from flower_bfl.strategies._defended import check_attacks, checked_defences
+from flower_bfl.strategies._defended import checked_attacks, checked_defences
 from flower_bfl.strategies._dispute import Agreed, Gathered, Phase, Setting
 from flower_bfl.strategies._edge_strategy import EdgeStrategy, FedAvgArguments, NamedArrays, as_record
 from flower_bfl.strategies._journal import (
@@ -124,7 +124,7 @@ class ConsensusBFL(EdgeStrategy):
         seed: int = 0,
         run_folder: Path | str | None = None,
         outages: Iterable[Outage] = (),
-        attacks: Iterable[Attack] = (),
+        attacks: Attack | Iterable[Attack] = (),
         defence: Defence | Sequence[Defence] | None = None,
         edge_rule: EdgeRule | None = None,
         quarantine_rounds: int = 10,
@@ -144,12 +144,10 @@ class ConsensusBFL(EdgeStrategy):
         check_outages(self.outages, adjacency)
         if leader == "reputation" and (ledger is None or mining is None):
             raise ConfigError("`leader` must not be 'reputation' without `ledger` and `mining`")
-        attacks = tuple(attacks)
         self._replay, self._deviation = checked_defences(
             defence, self.consensus, sealed=ledger is not None and mining is not None
         )
         self.edge_rule = edge_rule
-        check_attacks(attacks, self.consensus)
         self.quarantine_rounds = quarantine_rounds
         self.mining = mining
         self.seed = seed
@@ -161,7 +159,7 @@ class ConsensusBFL(EdgeStrategy):
             journal=Journal(ledger, keys, seed, run_folder),
             wait_for_nodes_s=wait_for_nodes_s,
             require_signatures=require_signatures,
-            attacks=attacks,
+            attacks=checked_attacks(attacks, self.consensus),
             seed=seed,
             **fedavg,
         )
@@ -436,7 +434,8 @@ class ConsensusBFL(EdgeStrategy):
         if self._watched is not None:
             report = self._watched.noted(report)
             self._watched.settle()
-        closing = [published]
+        is_recorded = self._watched is not None and self._watched.recorded(published)
+        closing = [] if is_recorded else [published]
         if report.left_out or down:
             payload = report_payload(report.round, report.left_out, down)
             closing.insert(0, Entry(Kind.REPORT, report.round, OPERATOR, payload))

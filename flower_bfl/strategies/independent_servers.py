@@ -12,7 +12,7 @@ from flower_bfl.attacks import Attack, Falsification, Turn
 from flower_bfl.attacks.base import Place
 from flower_bfl.chain_adapter.base import Role, Sender, encode
 from flower_bfl.config import Consensus
-from flower_bfl.strategies._defended import check_attacks
+from flower_bfl.strategies._defended import checked_attacks
 from flower_bfl.strategies._edge_strategy import (
     EdgeStrategy,
     FedAvgArguments,
@@ -51,19 +51,18 @@ class IndependentServers(EdgeStrategy):
         edge_servers: int = 3,
         association: Association | None = None,
         run_folder: Path | str | None = None,
-        attacks: Iterable[Attack] = (),
+        attacks: Attack | Iterable[Attack] = (),
         seed: int = 0,
         wait_for_nodes_s: float = 300.0,
         **fedavg: Unpack[FedAvgArguments],
     ) -> None:
-        attacks = tuple(attacks)
-        check_attacks(attacks, Consensus(edge_servers, p2p_rounds=0))
+        consensus = Consensus(edge_servers, p2p_rounds=0)
         super().__init__(
             edge_servers=edge_servers,
             association=association,
             journal=Journal(None, None, 0, run_folder),
             wait_for_nodes_s=wait_for_nodes_s,
-            attacks=attacks,
+            attacks=checked_attacks(attacks, consensus),
             seed=seed,
             **fedavg,
         )
