@@ -11,7 +11,7 @@ from flower_bfl.config import check_whole_number
 from flower_bfl.errors import ConfigError
 
 Vector = NDArray[np.float32]
-Place = int | Literal["model"]
+Place = int | Literal["model", "training"]
 
 
 class Row(Protocol):
@@ -43,7 +43,8 @@ class Attack:
         known each other's updates. They must not sign with keys of their own.
     rounds : when it acts; None: in every round.
     p2p_step : where an edge server's attack acts: in what it publishes at this step of the consensus (0: its
-        partial aggregate), or in the global "model", when it is the leader.
+        partial aggregate), in the global "model", when it is the leader, or in its own "training" on devices'
+        data, of which only its word is there.
 
     Raises ConfigError for an argument that breaks a rule.
     """
@@ -71,7 +72,7 @@ class Attack:
             for number in numbers:
                 check_whole_number(f"{what} of {name}", number, least, 2**31 - 1)
             object.__setattr__(self, what, frozenset(numbers))
-        if self.p2p_step != "model":
+        if self.p2p_step not in ("model", "training"):
             check_whole_number(f"p2p_step of {name}", self.p2p_step, 0, 2**16 - 1)
         elif self.server is None:
             raise ConfigError(f"`p2p_step` of {name} goes with `server`, got {self.p2p_step!r} of devices")
@@ -83,7 +84,9 @@ class Attack:
     def __str__(self) -> str:
         if self.server is None:
             return f"{type(self).__name__} by devices {sorted(self.devices)}"
-        where = "the model" if self.p2p_step == "model" else f"step {self.p2p_step}"
+        where = {"model": "the model", "training": "its training"}.get(
+            str(self.p2p_step), f"step {self.p2p_step}"
+        )
         return f"{type(self).__name__} by edge server {self.server} in {where}"
 
 

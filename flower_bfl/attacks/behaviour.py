@@ -18,6 +18,8 @@ class ServersOnly(Attack):
         super().__post_init__()
         if self.server is None:
             raise ConfigError(f"`{type(self).__name__}` must be of a `server`, got devices {self.devices}")
+        if self.p2p_step == "training":
+            raise ConfigError(f"`p2p_step` of {type(self).__name__} must be no 'training', got it")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,10 @@ from hashlib import sha256
 
 import numpy as np
 
-from flower_bfl.attacks import Attack, Falsification, OldValue, Silence, Turn
+from flower_bfl.attacks import Attack, Falsification, OldValue, Poisoning, Silence, Turn
 from flower_bfl.attacks.base import Place, Vector
 from flower_bfl.chain_adapter.base import Role, Sender
+from flower_bfl.defences.replay import same_bits
 from flower_bfl.errors import ConfigError
 from flower_bfl.strategies._layout import Arrays, Layout
 from flower_bfl.strategies._roster import Trained
@@ -29,26 +30,30 @@ class Adversary:
         self._seed = seed
         self._old: dict[tuple[Sender, Place], Vector] = {}  # honest values of the round before
         self._new: dict[tuple[Sender, Place], Vector] = {}
+        self.poisoners: set[Sender] = set()  # who sent another update this round than it had
 
     def open(self) -> None:
         """Begin a round."""
         self._old, self._new = self._new, {}
+        self.poisoners = set()
 
     def servers(self, server_round: int) -> set[int]:
         """Edge servers that are compromised in a round."""
         return {a.server for a in self.attacks if a.server is not None and a.acts(server_round)}
 
-    def devices(self, server_round: int) -> set[int]:
-        """Devices that are compromised in a round."""
-        return {device for a in self.attacks if a.acts(server_round) for device in a.devices}
+    def poisoned_data(self, server_round: int) -> set[Sender]:
+        """Devices whose data are poisoned in a round."""
+        acting = [a for a in self.attacks if isinstance(a, Poisoning) and a.acts(server_round)]
+        return {Sender(Role.DEVICE, device) for attack in acting for device in attack.devices}
 
     def acting(self, server_round: int, server: int, place: Place) -> Iterator[Attack]:
         """What an edge server does to what it publishes at a place; silence lasts from its step on."""
         for attack in self.attacks:
             if attack.server != server or not attack.acts(server_round):
                 continue
-            since = isinstance(attack, Silence) and "model" not in (place, attack.p2p_step)
-            if place == attack.p2p_step or (since and attack.p2p_step < place):  # type: ignore[operator]
+            first = attack.p2p_step
+            since = isinstance(attack, Silence) and isinstance(place, int) and isinstance(first, int)
+            if place == first or (since and first < place):  # type: ignore[operator]
                 yield attack
 
     def remember(self, who: Sender, place: Place, honest: Vector) -> None:
@@ -68,13 +73,19 @@ class Adversary:
             )
 
     def poisoned(
-        self, server_round: int, trained: Trained, sent_to: Callable[[int], Arrays], layout: Layout
+        self,
+        role: Role,
+        server_round: int,
+        trained: Trained,
+        sent_to: Callable[[int], Arrays],
+        layout: Layout,
     ) -> Trained:
-        """What arrives when malicious devices have changed their updates; `sent_to` has the nodes' models.
+        """What arrives when the malicious have changed their updates; `sent_to` has the nodes' models.
 
+        Devices, or edge servers that trained on devices' data, as `role` says.
         Raises ConfigError for a device that signs with a key of its own: nobody can change what it sends.
         """
-        if not any(isinstance(attack, Falsification) and attack.devices for attack in self.attacks):
+        if not any(isinstance(attack, Falsification) for attack in self.attacks):
             return trained
         replies = list(trained.replies)
         gradients: list[Vector] = []
@@ -82,7 +93,10 @@ class Adversary:
             if not isinstance(attack, Falsification) or not attack.acts(server_round):
                 continue
             for y, sender in enumerate(trained.senders):
-                if sender.role is not Role.DEVICE or sender.index not in attack.devices:
+                hit = sender.index in attack.devices
+                if role is Role.SERVER:
+                    hit = (sender.index, "training") == (attack.server, attack.p2p_step)
+                if sender.role is not role or not hit:
                     continue
                 if replies[y].signature:
                     raise ConfigError(f"`attacks` must not be by devices that sign themselves, got {attack}")
@@ -91,9 +105,11 @@ class Adversary:
                     CumulativeGradient(before, layout.vector(reply.arrays))[0 : layout.size]
                     for before, reply in zip(sent, trained.replies, strict=True)
                 ]
-                self.remember(sender, 0, gradients[y])
+                self.remember(sender, "training", gradients[y])
                 turn = Turn(server_round, gradients[y], np.stack(gradients))
-                false = self.falsify(attack, turn, sender, 0)
+                false = self.falsify(attack, turn, sender, "training")
+                if not same_bits(false, gradients[y]):
+                    self.poisoners.add(sender)
                 after = sent[y][0 : layout.size] - false
                 replies[y] = replace(replies[y], arrays=layout.model(after, replies[y].arrays))
         return replace(trained, replies=tuple(replies))

@@ -18,8 +18,8 @@ def checked_attacks(attacks: Attack | Iterable[Attack], consensus: Consensus) ->
         for server in (attack.server, getattr(attack, "accused", None)):
             if server is not None and server >= servers:
                 raise ConfigError(f"`attacks` must name edge servers of 0..{servers - 1}, got {attack}")
-        if attack.server is not None and attack.p2p_step != "model" and attack.p2p_step > last:
-            raise ConfigError(f"`attacks` must act in steps of 0..{last} or in the 'model', got {attack}")
+        if attack.server is not None and isinstance(attack.p2p_step, int) and attack.p2p_step > last:
+            raise ConfigError(f"`attacks` must act in steps 0..{last}, 'model' or 'training', got {attack}")
     return attacks
 
 

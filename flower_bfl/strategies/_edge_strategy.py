@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flower_bfl.attacks import Attack
 from flower_bfl.attacks.data import told
-from flower_bfl.chain_adapter.base import Entry, Sender
+from flower_bfl.chain_adapter.base import Entry, Role, Sender
 from flower_bfl.config import ContractRules
 from flower_bfl.errors import ConfigError, FlowerBFLError
 from flower_bfl.strategies._adversary import Adversary
@@ -282,7 +282,7 @@ class EdgeStrategy(FedAvg):
             for node in sorted(silent, key=self._roster.place)
         ]
         trained, impostors = self._roster.admit(usable)
-        trained = self._adversary.poisoned(server_round, trained, self._sent_to, self.layout)
+        trained = self._adversary.poisoned(Role.DEVICE, server_round, trained, self._sent_to, self.layout)
         trained, unsigned = self._signatures.screen(server_round, trained, self._model, self._learning_rate())
         return trained, left_out + impostors + unsigned
 

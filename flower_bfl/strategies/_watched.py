@@ -133,10 +133,12 @@ class Watched:
         if not adversary.attacks:
             return report
         suspected = {one.who for one in report.suspected}
-        sent = {f"device {n}" for group in report.server_devices for n in group} | suspected
         told = {f"edge server {one.server}" for one in now.accusations if one.voted_out} | suspected
+        sent = {f"device {n}" for group in report.server_devices for n in group} | suspected
+        sent |= {f"edge server {m}" for m, devices in enumerate(report.server_data) if devices}
+        poisoners = adversary.poisoners | adversary.poisoned_data(report.round)
         guilty = {f"edge server {server}" for server in now.acted}
-        guilty |= sent & {f"device {n}" for n in adversary.devices(report.round)}
+        guilty |= sent & {str(one).replace("server", "edge server") for one in poisoners}
         return replace(
             report,
             attacked=tuple(str(attack) for attack in adversary.attacks if attack.acts(report.round)),

@@ -205,7 +205,8 @@ class ConsensusBFL(EdgeStrategy):
         agreed = self._agree(gathered)
         if agreed is None:
             return self._skip(server_round, left_out, trained)
-        left_out = [*left_out, *suspected.values(), *self._lost(trained, agreed, suspected)]
+        lost = [one for reports in suspected.values() for one in reports]
+        left_out = [*left_out, *lost, *self._lost(trained, agreed, suspected)]
 
         # 3. The leader turns what it holds into the global model: (10)-(12).
         tau = boost(agreed.trained.samples, agreed.trained.steps)
@@ -229,7 +230,7 @@ class ConsensusBFL(EdgeStrategy):
             samples=float(agreed.trained.samples.sum()),
             left_out=tuple(left_out),
             down=tuple(map(str, down)),
-            suspected=tuple(suspected.values()),
+            suspected=tuple(one for one, *_ in suspected.values()),
             defend_seconds=judged_s,
             server_devices=tuple(agreed.trained.at([m]).devices for m in range(self.edge_servers)),
             server_data=tuple(agreed.trained.unions.get(m, ()) for m in range(self.edge_servers)),
@@ -293,6 +294,7 @@ class ConsensusBFL(EdgeStrategy):
             replies, pooled, lost = self._controlled.receive(replies, self._contribution)
         trained, left_out = super()._receive(server_round, replies)
         trained, left_out = trained.joined(pooled), left_out + lost
+        trained = self._adversary.poisoned(Role.SERVER, server_round, trained, self._sent_to, self.layout)
         if self._watched is not None:
             self._watched.open(server_round)
         dead = servers_down(down_in(self.outages, server_round), 0)
@@ -308,13 +310,13 @@ class ConsensusBFL(EdgeStrategy):
             self._states = np.empty(shape, np.float32)
         return self._states
 
-    def _suspected(self, trained: Trained, gradients: Sequence[Row]) -> dict[int, LeftOut]:
-        """Whose gradients deviate from the others', by position."""
+    def _suspected(self, trained: Trained, gradients: Sequence[Row]) -> dict[int, list[LeftOut]]:
+        """Whose gradients deviate from the others', by position, and what is lost with them."""
         if self._deviation is None:
             return {}
         rows = normalised(gradients, trained.steps, self.layout.size)
         return {
-            y: LeftOut(str(trained.senders[y]), "its gradient deviates from the others'")
+            y: self._without(trained.senders[y], "its gradient deviates from the others'")
             for y in self._deviation.suspects(rows)
         }
 

@@ -99,8 +99,9 @@ def test_devices_that_sign_themselves_cannot_be_made_to_lie():
     model = {"w": np.zeros(3, np.float32)}
     signed = Contribution(1, 1, 10.0, 1, model, b"s" * 65, b"a" * 20, RecordDict())
     group = Trained((Sender(Role.DEVICE, 1),), (signed,), np.zeros(1, np.int64))
+    adversary = Adversary([SignFlip(devices={1})], 0)
     with pytest.raises(ConfigError, match="must not be by devices that sign themselves, got SignFlip"):
-        Adversary([SignFlip(devices={1})], 0).poisoned(1, group, lambda node: model, Layout.of(model))
+        adversary.poisoned(Role.DEVICE, 1, group, lambda node: model, Layout.of(model))
 
 
 def test_attacks_on_data_reach_the_clients_config():
@@ -314,3 +315,25 @@ def test_nobody_offloads_to_an_edge_server_in_quarantine(tmp_path):
     found = audit(tmp_path)
     assert found.finding is None
     assert [(one.round, one.server, one.upheld) for one in found.incidents] == [(2, 1, True)]
+
+
+@pytest.mark.parametrize("defence", [None, Deviation()])
+def test_what_an_edge_server_trained_itself_is_judged_like_a_device(tmp_path, defence):
+    app = least_squares_app(new_points, report=numbered)
+    chosen = ConsensusBFL(
+        edge_servers=3, p2p_rounds=2, ledger=EvmLedger(tmp_path / "chain"), run_folder=tmp_path,
+        mining=Mining(difficulty_bits=1), fraction_evaluate=0.0, wait_for_nodes_s=0.1,
+        controller=Sending(roomy(DEVICES, 3), {0: 0, 1: 1, 2: 1}), defence=defence,
+        attacks=[Scaling(server=1, rounds={2}, factor=1e4, p2p_step="training")],
+    )  # fmt: skip
+    chosen.start(Field([app] * (DEVICES + 3)), start_weights(), 2)
+    report = chosen.reports[2]
+    if defence is None:
+        assert (report.true_positives, report.false_positives, report.missed) == (0, 0, 1)
+        assert report.server_data == ((0,), (1, 2), ())
+    else:
+        assert "edge server 1" in [one.who for one in report.suspected]
+        assert (report.true_positives, report.missed) == (1, 0)
+        assert {"edge server 1", "device 1", "device 2"} <= {one.who for one in report.left_out}
+        assert report.server_data[1] == ()
+    assert audit(tmp_path).finding is None
