@@ -15,7 +15,7 @@ help:
 	@echo 'make test       lint, then the tests that take a few minutes'
 	@echo 'make test-slow  the tests that take longer'
 	@echo 'make lint       ruff, mypy and import-linter'
-	@echo 'make bench      time the ledger, the aggregation, whole rounds, the audit, network, controllers, offloading, scale'
+	@echo 'make bench      time the ledger, the aggregation, whole rounds, the audit, network, controllers, offloading, scale, attacks'
 	@echo 'make clean      remove $(VENV), caches and built packages; runs/ stays'
 	@echo
 	@echo 'Another Python: make setup PYTHON=python3.12     Another place: make setup VENV=/path/to/venv'
@@ -61,6 +61,7 @@ bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/controller.py
 	@$(BIN)/python benchmarks/offloading.py
 	@$(BIN)/python benchmarks/scale.py
+	@$(BIN)/python benchmarks/attacks.py
 
 clean:
 	rm -rf '$(VENV)' dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -147,16 +147,17 @@ def wanted(seeds: Iterable[int]) -> list[Run]:
     for seed in seeds:
         for kind in PARTITIONS:
             runs += [Run(kind, seed, scheme, noise) for scheme in PAPER for noise in (0.0, NOISE)]
-            runs += [Run(kind, seed, OURS, noise) for noise in OTHER_NOISES]
+            if seed == 0:
+                runs += [Run(kind, seed, OURS, noise) for noise in OTHER_NOISES]
     return runs
 
 
-def run_all(data: Dataset, seeds: int, rounds: int, file: Path) -> list[Row]:
+def run_all(data: Dataset, seeds: Iterable[int], schemes: str, rounds: int, file: Path) -> list[Row]:
     rows = read(file)
     done = {(r["partition"], r["seed"], r["scheme"], r["noise"]) for r in rows if int(r["round"]) == rounds}
     current: tuple[str, int] | None = None
-    for run in wanted(range(seeds)):
-        if run.key in done:
+    for run in wanted(seeds):
+        if run.key in done or not run.scheme.startswith(tuple(schemes.split(","))):
             continue
         if current != (run.partition, run.seed):
             current, bench = (run.partition, run.seed), Bench(data, run.partition, run.seed, rounds)
@@ -317,6 +318,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data_folder", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument(
+        "--first-seed", type=int, default=0, help="for several processes, each with its --out"
+    )
+    parser.add_argument("--schemes", default="", help="how their names begin, such as ours,traditional")
     parser.add_argument("--rounds", type=int, default=80)
     parser.add_argument("--out", type=Path, default=Path("runs/attacked_training"))
     parser.add_argument("--calibrate", action="store_true")
@@ -329,7 +334,9 @@ def main() -> None:
         calibrate(data)
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
-    rows = run_all(data, arguments.seeds, arguments.rounds, arguments.out / "attacked_training.csv")
+    seeds = range(arguments.first_seed, arguments.seeds)
+    file = arguments.out / "attacked_training.csv"
+    rows = run_all(data, seeds, arguments.schemes, arguments.rounds, file)
     summarise(rows, arguments.rounds)
     draw(rows, arguments.out / "attacked_training.png")
 
