@@ -17,7 +17,16 @@ from flower_bfl.attacks import Attack
 from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Ledger, Role, Sender, draw_leader
 from flower_bfl.chain_adapter.records import RunRules, model_payload, read_model, report_payload
 from flower_bfl.chain_adapter.signing import sign
-from flower_bfl.config import Consensus, ContractRules, LeaderRule, Mass, Mining, Outage, check_outages
+from flower_bfl.config import (
+    Consensus,
+    ContractRules,
+    LeaderRule,
+    Mass,
+    Mining,
+    Outage,
+    check_outages,
+    check_whole_number,
+)
 from flower_bfl.controller.base import Controller
 from flower_bfl.defences import Defence, EdgeRule, described
 from flower_bfl.errors import ConfigError, FlowerBFLError
@@ -147,7 +156,10 @@ class ConsensusBFL(EdgeStrategy):
         self._replay, self._deviation = checked_defences(
             defence, self.consensus, sealed=ledger is not None and mining is not None
         )
+        if edge_rule is not None and not isinstance(edge_rule, EdgeRule):
+            raise ConfigError(f"`edge_rule` must be a rule of flower_bfl.defences, got {edge_rule!r:.80}")
         self.edge_rule = edge_rule
+        check_whole_number("quarantine_rounds", quarantine_rounds, 0, 2**31 - 1)
         self.quarantine_rounds = quarantine_rounds
         self.mining = mining
         self.seed = seed

@@ -266,6 +266,20 @@ def test_a_robust_rule_takes_the_means_place(tmp_path, rule):
     assert audit(tmp_path).finding is None
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"edge_rule": Deviation()}, "`edge_rule` must be a rule of flower_bfl.defences, got Deviation"),
+        ({"edge_rule": "median"}, "`edge_rule` must be a rule of flower_bfl.defences, got 'median'"),
+        ({"quarantine_rounds": -1}, "`quarantine_rounds` must be a whole number from 0 to"),
+        ({"quarantine_rounds": 1.5}, "`quarantine_rounds` must be a whole number from 0 to"),
+    ],
+)
+def test_arguments_that_break_a_rule(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        strategy(**arguments)
+
+
 def test_the_audit_goes_by_the_rule_of_the_run(tmp_path):
     rules, recorded = recorded_run(tmp_path, edge_rule=Median())
     assert audit(Replayed(rules, recorded)).finding is None
