@@ -82,7 +82,7 @@ class RoundReport:
     quarantined: tuple[int, ...] = ()  # edge servers that are barred at the end of the round
     cut_off: tuple[int, ...] = ()  # edge servers that the others' quarantine separates from the rest
     attacked: tuple[str, ...] = ()  # who was an attacker, where that is known: in a simulation
-    true_positives: int | None = None  # attackers accused or suspected; None where nobody knows
+    true_positives: int | None = None  # attackers voted out or suspected; None where nobody knows
     false_positives: int | None = None  # others
     missed: int | None = None  # attackers that acted and were neither
     leader: int | None = None

@@ -56,7 +56,7 @@ class Attack:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if (self.server is None) == (not self.devices):
+        if isinstance(self.devices, Collection) and (self.server is None) == (len(self.devices) == 0):
             raise ConfigError(
                 f"`{name}` must name either `server` or `devices`, got {self.server} and {self.devices}"
             )
@@ -74,7 +74,7 @@ class Attack:
             object.__setattr__(self, what, frozenset(numbers))
         if self.p2p_step not in ("model", "training"):
             check_whole_number(f"p2p_step of {name}", self.p2p_step, 0, 2**16 - 1)
-        elif self.server is None:
+        if self.server is None and self.p2p_step != 0:
             raise ConfigError(f"`p2p_step` of {name} goes with `server`, got {self.p2p_step!r} of devices")
 
     def acts(self, server_round: int) -> bool:

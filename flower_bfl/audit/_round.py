@@ -90,7 +90,7 @@ def read_trained(now: Round, model: bytes, layout: Layout, first: int = 0) -> Tr
     """
     home = _homes(now, first)
     senders = sorted(home)
-    gradients = [_gradient(now.gradients[sender], now.number, model, layout) for sender in senders]
+    gradients = [read_gradient(now.gradients[sender], now.number, model, layout) for sender in senders]
     for sender, gradient in zip(senders, gradients, strict=True):
         if (gradient.union is not None) != (sender.role is Role.SERVER):
             rule = "an edge server must train on what devices sent to it, a device on its own data"
@@ -129,7 +129,8 @@ def _homes(now: Round, first: int) -> dict[Sender, int]:
     return home
 
 
-def _gradient(at: Recorded, server_round: int, model: bytes, layout: Layout) -> Gradient:
+def read_gradient(at: Recorded, server_round: int, model: bytes, layout: Layout) -> Gradient:
+    """A gradient of its round, against the model with this digest; raises LedgerError for any other."""
     gradient = decoded(at, Gradient.decode)
     if (payload := gradient.encode(server_round, model)) != at.entry.payload:
         raise differs(at, "a GRADIENT must be one of its round and model", payload)

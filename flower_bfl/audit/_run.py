@@ -163,6 +163,8 @@ def _defences(run: RunRules) -> tuple[list[Defence], EdgeRule | None]:
         if not isinstance(each, Replay | Deviation):
             raise PayloadError(f"defences must be Replay or Deviation, got {text:.80}")
         defences.append(each)
+    if len({type(each) for each in defences}) < len(defences):
+        raise PayloadError(f"defences must be one of a kind at most, got {len(defences)}")
     rule = from_description(run.edge_rule) if run.edge_rule else None
     if rule is not None and not isinstance(rule, EdgeRule):
         raise PayloadError(f"edge-rule must be a rule for edge servers, got {run.edge_rule:.80}")

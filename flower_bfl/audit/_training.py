@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flower_bfl.audit._findings import decoded, differs, wrong
-from flower_bfl.audit._round import Round, Trained, read_trained
+from flower_bfl.audit._round import Round, Trained, read_gradient, read_trained
 from flower_bfl.audit._votes import Found, Incident, Votes
 from flower_bfl.chain_adapter._reader import Recorded
 from flower_bfl.chain_adapter.base import Role, Sender, decode
 from flower_bfl.chain_adapter.records import (
-    Gradient,
     NamedArrays,
     consensus_payload,
     model_digest,
@@ -165,30 +164,35 @@ class TrainingRules:
         down = [*down, *(Outage(now.number, server=server) for server in sorted(aside))]
         last = self.consensus.p2p_rounds
         trained = read_trained(now, model_digest(now.number - 1, before), self.layout, first)
+        if self.defences and now.gradients and not now.states:
+            rule = "recorded gradients must be summed up"
+            raise wrong(next(iter(now.gradients.values())), rule, "x^(0) of edge servers", "no state")
         if not trained.senders:
             for (step, _), state in now.states.items():
                 if step >= first:
                     raise wrong(state, "a round without gradients must have no consensus", "no state", "one")
             return None
         if self.defences:
-            trained = self._counted(now, trained, aside, first, servers_down(down, 0))
+            trained = self._counted(now, before, trained, first, servers_down(down, 0))
 
         mass = initial_mass(self.consensus, trained.samples, trained.server_of, servers_down(down, 0))
         mixings = mixings_without(down, mixing_of_the_rest(self.mixing, aside), last)
         states = self._partials(now, trained)
+        fit: frozenset[int] | None = None  # until the last step
         before_it: Vector | None = None
         for step in range(last + 1):
             terms = partial(self._terms, trained, before_it, mixings[step - 1] if step else None)
             found = self._wrong_states(now, first, step, states, trained, down, terms)
-            if votes.judged(first + step, found, last=step == last):
+            if step == last:
+                mass, gone = mass_after(mass, mixings), servers_down(down, last)
+                fit = frozenset(m for m in range(len(mass)) if mass[m] > 0 and m not in gone)
+            if votes.judged(first + step, found, fit):
                 return step
             self._raise(now, first + step, found, trained, step)
             if step < last:
                 before_it = states
                 states = whole(Mixed(mixings[step], states), len(states), self.layout.size)
-        mass = mass_after(mass, mixings)
-        gone = servers_down(down, last)
-        fit = frozenset(m for m in range(len(mass)) if mass[m] > 0 and m not in gone)
+        assert fit is not None
         return _Agreed(trained, states, mass, fit)
 
     @property
@@ -226,12 +230,10 @@ class TrainingRules:
         except NotFiniteError as error:
             assert now.model is not None
             at = now.gradients[trained.senders[min(error.positions)]] if error.positions else now.model
-            raise wrong(
-                at, "gradients and their sums must be finite", "numbers", "NaN or infinity"
-            ) from error
+            raise _not_finite(at) from error
 
     def _counted(
-        self, now: Round, trained: Trained, aside: Collection[int], first: int, down: Collection[int]
+        self, now: Round, before: NamedArrays, trained: Trained, first: int, down: Collection[int]
     ) -> Trained:
         """Every recorded gradient must be summed up, but for those that the run's Deviation suspects.
 
@@ -240,16 +242,20 @@ class TrainingRules:
         senders = sorted(now.gradients)
         suspects: set[int] = set()
         for deviation in (each for each in self.defences if isinstance(each, Deviation)):
-            gradients = [decoded(now.gradients[sender], Gradient.decode) for sender in senders]
+            model = model_digest(now.number - 1, before)
+            gradients = [read_gradient(now.gradients[y], now.number, model, self.layout) for y in senders]
             rows = [self.layout.vector(gradient.arrays) for gradient in gradients]
             taken = np.array([gradient.steps for gradient in gradients], dtype=np.int64)
-            suspects |= set(deviation.suspects(normalised(rows, taken, self.layout.size)))
+            try:
+                suspects |= set(deviation.suspects(normalised(rows, taken, self.layout.size)))
+            except NotFiniteError as error:
+                raise _not_finite(now.gradients[senders[min(error.positions)]]) from error
         silent = [
             m for m in range(self.consensus.edge_servers) if (first, m) not in now.states and m not in down
         ]
         missing: list[Sender] = []
         for y, sender in enumerate(senders):
-            lost = y in suspects or (sender.role is Role.SERVER and sender.index in aside)
+            lost = y in suspects or (sender.role is Role.SERVER and sender.index in down)
             if lost != (sender in trained.senders):
                 continue
             if silent and not lost:
@@ -291,8 +297,11 @@ class TrainingRules:
 
     def _rounded(self, at: Recorded, expected: bytes, state: Vector, terms: Terms) -> bool:
         """Whether a recorded state is the expected one but for allowed rounding; it then counts."""
-        arrays, said = decode(at.entry.payload)
         wanted, says = decode(expected)
+        try:
+            arrays, said = decode(at.entry.payload)
+        except PayloadError:
+            return False
         if said != says or not _alike(arrays, wanted):
             return False
         found = self.layout.vector(arrays)[0 : self.layout.size]
@@ -307,7 +316,11 @@ class TrainingRules:
         """The same of a model."""
         if self._replay.arithmetic == "exact":
             return False
-        model, trained, leader = decoded(at, read_model), agreed.trained, at.entry.sender.index
+        trained, leader = agreed.trained, at.entry.sender.index
+        try:
+            model = read_model(at.entry.payload)
+        except PayloadError:
+            return False
         if model_payload(at.entry.round, model) != at.entry.payload or not _alike(model, expected):
             return False
         if any(not np.array_equal(model[name], expected[name]) for name in self.layout.copied):
@@ -391,6 +404,10 @@ class TrainingRules:
                 raise wrong(at, rule, f"edge server {server} leads", found)
         if leader not in fit:
             raise wrong(at, "the leader must be up and have mass", f"one of {sorted(fit)} leads", found)
+
+
+def _not_finite(at: Recorded) -> LedgerError:
+    return wrong(at, "gradients and their sums must be finite", "numbers", "NaN or infinity")
 
 
 def _alike(found: NamedArrays, expected: NamedArrays) -> bool:

@@ -47,7 +47,7 @@ class Votes:
         self, now: Round, domain: Callable[[], tuple[int, bytes]], *, exact: bool, servers: int
     ) -> None:
         self._servers = servers
-        self._over = False  # the last step of a consensus is judged
+        self._fit: frozenset[int] | None = None  # edge servers that can lead, once a consensus is over
         self._now = now
         self._domain = domain
         self._exact = exact
@@ -61,13 +61,13 @@ class Votes:
                 rule = "edge servers must vote on what others have just published"
                 raise wrong(vote.at, rule, "a vote after a state or a model", "one that nothing comes before")
 
-    def judged(self, step: int, found: Mapping[int, Found], *, last: bool) -> bool:
+    def judged(self, step: int, found: Mapping[int, Found], fit: frozenset[int] | None) -> bool:
         """Judge the votes after the states of a step; True if the consensus is over. Raises LedgerError.
 
-        `found` is what does not follow in the step, by edge server. Who is voted out for no model leaves the
-        others' consensus as it is.
+        `found` is what does not follow in the step, by edge server, `fit`, after the last one, who can lead.
+        Who is voted out for no model leaves the others' consensus as it is.
         """
-        self._over = last
+        self._fit = fit
         decided = self._judge(self._now.votes_at(step=step), "state", step, found)
         return any(_evidence(vote).offence != "no model" for vote in decided)
 
@@ -135,13 +135,14 @@ class Votes:
         return evidence.offence == kind and names and exactly
 
     def _owed_a_model(self, vote: Vote, passed: int) -> bool:
-        """Whether the accused was to lead once so many were passed over, and a later one did."""
-        if not self._over or vote.models == len(self._now.models):
+        """Whether the accused was to lead once so many were passed over, and a later one did, or nobody."""
+        if self._fit is None or vote.models == len(self._now.models):
             return False
         after = self._now.models[vote.models].entry
         before = self._now.models[vote.models - 1].entry.step if vote.models else -1
         due = (after.sender.index - after.step + passed) % self._servers
-        return before < passed < after.step and due == vote.accused
+        was_passed = passed < after.step or after.sender.index not in self._fit
+        return before < passed and was_passed and due == vote.accused and due in self._fit
 
     def _is_false(self, accuser: int, evidence: Evidence) -> bool:
         """Whether an accuser's own vote does not hold."""

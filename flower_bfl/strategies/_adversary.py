@@ -85,31 +85,34 @@ class Adversary:
         Devices, or edge servers that trained on devices' data, as `role` says.
         Raises ConfigError for a device that signs with a key of its own: nobody can change what it sends.
         """
-        if not any(isinstance(attack, Falsification) for attack in self.attacks):
+        wanted = [attack for attack in self.attacks if isinstance(attack, Falsification)]
+        hit = [y for y, one in enumerate(trained.senders) if any(_sent_by(attack, one) for attack in wanted)]
+        hit = [y for y in hit if trained.senders[y].role is role]
+        if not hit:
             return trained
-        replies = list(trained.replies)
-        gradients: list[Vector] = []
-        for attack in self.attacks:
-            if not isinstance(attack, Falsification) or not attack.acts(server_round):
-                continue
-            for y, sender in enumerate(trained.senders):
-                hit = sender.index in attack.devices
-                if role is Role.SERVER:
-                    hit = (sender.index, "training") == (attack.server, attack.p2p_step)
-                if sender.role is not role or not hit:
-                    continue
-                if replies[y].signature:
+        sent = [layout.vector(sent_to(reply.node)) for reply in trained.replies]
+        rows = [
+            CumulativeGradient(before, layout.vector(reply.arrays))[0 : layout.size]
+            for before, reply in zip(sent, trained.replies, strict=True)
+        ]
+        everybody, replies = np.stack(rows), list(trained.replies)
+        for y in hit:
+            sender, reply = trained.senders[y], trained.replies[y]
+            self.remember(sender, "training", rows[y])  # also where it acts in the next round only
+            for attack in (a for a in wanted if a.acts(server_round) and _sent_by(a, sender)):
+                if reply.signature:
                     raise ConfigError(f"`attacks` must not be by devices that sign themselves, got {attack}")
-                sent = [layout.vector(sent_to(reply.node)) for reply in replies]
-                gradients = gradients or [
-                    CumulativeGradient(before, layout.vector(reply.arrays))[0 : layout.size]
-                    for before, reply in zip(sent, trained.replies, strict=True)
-                ]
-                self.remember(sender, "training", gradients[y])
-                turn = Turn(server_round, gradients[y], np.stack(gradients))
+                turn = Turn(server_round, rows[y], everybody)
                 false = self.falsify(attack, turn, sender, "training")
-                if not same_bits(false, gradients[y]):
+                if not same_bits(false, rows[y]):
                     self.poisoners.add(sender)
                 after = sent[y][0 : layout.size] - false
-                replies[y] = replace(replies[y], arrays=layout.model(after, replies[y].arrays))
+                replies[y] = replace(reply, arrays=layout.model(after, reply.arrays))
         return replace(trained, replies=tuple(replies))
+
+
+def _sent_by(attack: Attack, sender: Sender) -> bool:
+    """Whether an attack is on what somebody trained."""
+    if sender.role is Role.DEVICE:
+        return sender.index in attack.devices
+    return (sender.index, "training") == (attack.server, attack.p2p_step)

@@ -73,7 +73,6 @@ class Attempt:
                     dispute.acted.add(server)
                     self._silent.add(server)
                 elif isinstance(attack, FalseAccusation):
-                    dispute.acted.add(server)
                     self._accuse_falsely(step, attack, honest)
                 elif isinstance(attack, Falsification):
                     turn = Turn(dispute.round, honest[server], honest[up], terms=self._terms(step, server))
@@ -193,4 +192,6 @@ class Attempt:
         made_up = digest(honest[attack.accused].tobytes()), bytes(32)
         evidence = Evidence("state", self._first_step + step, *made_up)
         vote = self._dispute.vote(attack.server, attack.accused, evidence)
-        self._lies += [] if vote is None else [vote]
+        if vote is not None:  # else it has voted against it before
+            self._dispute.acted.add(attack.server)
+            self._lies.append(vote)

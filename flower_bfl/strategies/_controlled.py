@@ -160,11 +160,11 @@ class Controlled:
         return [node for node in grid.get_node_ids() if self._roll_call.is_device(node)]
 
     def open(
-        self, server_round: int, messages: Sequence[Message], grid: Grid, barred: Collection[int] = ()
+        self, server_round: int, messages: Sequence[Message], grid: Grid, away: Collection[int] = ()
     ) -> list[Message]:
         """Decide, fetch data, and address everybody's message; `messages` are the sampled devices'.
 
-        Nobody sends anything to edge servers that are barred.
+        Nobody sends anything to edge servers that are away.
         """
         by_node = {message.metadata.dst_node_id: message for message in messages}
         node_of = self._indexed(by_node)
@@ -173,7 +173,7 @@ class Controlled:
 
         # 1. What the controller decides for those who are there.
         fleet = self._fleet
-        there = [server for server in fleet.servers if server not in barred]
+        there = [server for server in fleet.servers if server not in away]
         plan = self._planner.decide([*node_of], fleet.devices, there, self._most_bytes)
         if plan.fallback:
             logger.log(WARNING, "round %d: %s", server_round, plan.fallback)

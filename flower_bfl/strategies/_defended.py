@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from flower_bfl.attacks import Attack
+from flower_bfl.attacks import Attack, Falsification, Poisoning
 from flower_bfl.config import Consensus
 from flower_bfl.defences import Defence, Deviation, Replay
 from flower_bfl.errors import ConfigError
@@ -10,10 +10,14 @@ from flower_bfl.errors import ConfigError
 
 def checked_attacks(attacks: Attack | Iterable[Attack], consensus: Consensus) -> tuple[Attack, ...]:
     """The attacks; raises ConfigError unless they are by edge servers and in steps of the run."""
-    attacks = (attacks,) if isinstance(attacks, Attack) else tuple(attacks)
+    if isinstance(attacks, Attack):
+        attacks = [attacks]
+    if not isinstance(attacks, Iterable):
+        raise ConfigError(f"`attacks` must be attacks of flower_bfl.attacks, got {attacks!r:.80}")
+    attacks = tuple(attacks)
     servers, last = consensus.edge_servers, consensus.p2p_rounds
     for attack in attacks:
-        if not isinstance(attack, Attack):
+        if not isinstance(attack, Attack) or type(attack) in (Attack, Falsification, Poisoning):
             raise ConfigError(f"`attacks` must be attacks of flower_bfl.attacks, got {attack!r:.80}")
         for server in (attack.server, getattr(attack, "accused", None)):
             if server is not None and server >= servers:

@@ -91,6 +91,8 @@ class Dispute:
     accused: dict[tuple[int, Evidence], set[int]] = field(default_factory=dict)  # and by whom
     acted: set[int] = field(default_factory=set)  # compromised edge servers that did something
     aside: set[int] = field(default_factory=set)  # who takes no part: barred, or cut off by that
+    voted_out: set[int] = field(default_factory=set)  # in this round
+    broken_off: int = -1  # the highest step in which a consensus ended
     published: Entry | None = None  # a model that was recorded before it was voted on
     seconds: float = 0.0  # spent on checking
 
@@ -103,7 +105,7 @@ class Dispute:
     def accusations(self) -> tuple[Accusation, ...]:
         """For the round's report."""
         return tuple(
-            Accusation(server, evidence.offence, evidence.step, len(voters), server in self.barred)
+            Accusation(server, evidence.offence, evidence.step, len(voters), server in self.voted_out)
             for (server, evidence), voters in self.accused.items()
         )
 
@@ -141,6 +143,7 @@ class Dispute:
             return None
         self.accused.setdefault((accused, evidence), set()).add(voter)
         if 2 * (len(by) + 1) > self.setting.consensus.edge_servers - 1:
+            self.voted_out |= {accused} - self.barred
             self.until[accused] = self.round + self.setting.quarantine_rounds + 1
         payload = evidence.encode(self.round, accused)
         return Entry(Kind.VOTE, self.round, Sender(Role.SERVER, voter), payload, accused)

@@ -38,13 +38,13 @@ class Watched:
         """The round is what it is: who was voted out stays out."""
         self._until = {**self._now.until}
 
-    def barred(self, server_round: int) -> set[int]:
-        """Edge servers in quarantine when a round begins."""
-        return Dispute(self._setting, server_round, self._until).barred
+    def away(self, server_round: int) -> set[int]:
+        """Edge servers that are in quarantine when a round begins, or cut off by that."""
+        return set_aside(self._setting.mixing, Dispute(self._setting, server_round, self._until).barred, ())
 
     def out(self, down: Sequence[Outage]) -> set[int]:
         """Edge servers that take no part any more in the open round."""
-        return set_aside(self._setting.mixing, self._now.barred, down)
+        return set_aside(self._setting.mixing, self._now.barred, known_from(down, self._now.broken_off))
 
     @property
     def phases(self) -> list[Phase]:
@@ -77,6 +77,7 @@ class Watched:
                     return attempt.agreed()
             except NotFiniteError as error:
                 raise now.located(error, trained) from error
+            self._now.broken_off = max(self._now.broken_off, step)
             down, first_step = known_from(down, step), first_step + steps
 
     def proposed(
@@ -87,7 +88,7 @@ class Watched:
         try:
             model = make()
         except NotFiniteError:
-            if self._now.acted:  # it is a lie that overflows, no gradient: what was recorded shows whose
+            if self._now.acted - self._now.barred:  # a lie that is still in it overflows, no gradient
                 return None
             raise
         step = boost(agreed.trained.samples, agreed.trained.steps) * setting.consensus.learning_rate

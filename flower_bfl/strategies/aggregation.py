@@ -93,7 +93,9 @@ class PartialAggregates:
                 term *= self.weights[y]
                 total += term
             partials[server] = total
-            if not np.isfinite(total.sum()):
+            with np.errstate(invalid="ignore"):  # infinities of both signs
+                finite = np.isfinite(total.sum())
+            if not finite:
                 raise NotFiniteError(self._not_finite(part))
         return partials
 

@@ -215,10 +215,12 @@ class ConsensusBFL(EdgeStrategy):
         # 2. Their sums at the edge servers, (8), which agree on them step by step with their neighbours: (9).
         gathered = Gathered(server_round, trained, gradients, [*suspected], down, before, self.layout)
         agreed = self._agree(gathered)
-        if agreed is None:
-            return self._skip(server_round, left_out, trained)
+        told = tuple(one for one, *_ in suspected.values())
+        counted = NOBODY if agreed is None else agreed.trained
         lost = [one for reports in suspected.values() for one in reports]
-        left_out = [*left_out, *lost, *self._lost(trained, agreed, suspected)]
+        left_out = [*left_out, *lost, *self._lost(trained, counted, suspected)]
+        if agreed is None:
+            return self._skip(server_round, left_out, trained, told)
 
         # 3. The leader turns what it holds into the global model: (10)-(12).
         tau = boost(agreed.trained.samples, agreed.trained.steps)
@@ -230,7 +232,7 @@ class ConsensusBFL(EdgeStrategy):
             if published is not None:
                 break  # else it was voted out for it, and the next one leads
         else:
-            return self._skip(server_round, left_out, trained)
+            return self._skip(server_round, left_out, trained, told)
 
         # 4. All of it goes to the ledger, one block a phase, while the devices train on.
         error, bound = agreed.error(leader)
@@ -242,7 +244,7 @@ class ConsensusBFL(EdgeStrategy):
             samples=float(agreed.trained.samples.sum()),
             left_out=tuple(left_out),
             down=tuple(map(str, down)),
-            suspected=tuple(one for one, *_ in suspected.values()),
+            suspected=told,
             defend_seconds=judged_s,
             server_devices=tuple(agreed.trained.at([m]).devices for m in range(self.edge_servers)),
             server_data=tuple(agreed.trained.unions.get(m, ()) for m in range(self.edge_servers)),
@@ -270,8 +272,8 @@ class ConsensusBFL(EdgeStrategy):
     def _address(self, server_round: int, messages: list[Message], grid: Grid) -> list[Message]:
         if self._controlled is None or not messages:
             return messages
-        barred = set() if self._watched is None else self._watched.barred(server_round)
-        return self._controlled.open(server_round, messages, grid, barred)
+        away = set() if self._watched is None else self._watched.away(server_round)
+        return self._controlled.open(server_round, messages, grid, away)
 
     def _devices(self, grid: Grid) -> list[int]:
         return super()._devices(grid) if self._controlled is None else self._controlled.devices_of(grid)
@@ -397,17 +399,21 @@ class ConsensusBFL(EdgeStrategy):
             return model_entry(now.round, leader, passed, make())
         return self._watched.proposed(now, agreed, leader, passed, make)
 
-    def _lost(self, trained: Trained, agreed: Agreed, suspected: Container[int]) -> list[LeftOut]:
+    def _lost(self, trained: Trained, counted: Trained, suspected: Container[int]) -> list[LeftOut]:
         """What edge servers trained themselves that take no part any more."""
         lost = [
             sender
             for y, sender in enumerate(trained.senders)
-            if y not in suspected and sender not in agreed.trained.senders
+            if sender.role is Role.SERVER and y not in suspected and sender not in counted.senders
         ]
         return [one for sender in lost for one in self._without(sender, "it is in quarantine, or cut off")]
 
     def _skip(
-        self, server_round: int, left_out: Sequence[LeftOut], trained: Trained = NOBODY
+        self,
+        server_round: int,
+        left_out: Sequence[LeftOut],
+        trained: Trained = NOBODY,
+        suspected: tuple[LeftOut, ...] = (),
     ) -> tuple[None, MetricRecord]:
         """The model stays as it is, and the ledger says why; so it does if nobody is left to lead."""
         down = down_in(self.outages, server_round)
@@ -424,7 +430,11 @@ class ConsensusBFL(EdgeStrategy):
         leader, passed = elected
         published = model_entry(server_round, leader, passed, self._model)
         report = RoundReport(
-            round=server_round, left_out=tuple(left_out), down=tuple(map(str, down)), leader=leader
+            round=server_round,
+            left_out=tuple(left_out),
+            down=tuple(map(str, down)),
+            suspected=suspected,
+            leader=leader,
         )
         report, phases = self._written(report, trained if states else NOBODY, states, down, published)
         self._close_round(report, published.payload, phases)

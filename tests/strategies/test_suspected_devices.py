@@ -14,6 +14,7 @@ from flower_bfl import ConfigError, ConsensusBFL, EvmLedger, IndependentServers,
 from flower_bfl.attacks import (
     ALittleIsEnough,
     Backdoor,
+    Falsification,
     GaussianNoise,
     LabelFlip,
     OldValue,
@@ -271,6 +272,8 @@ def test_a_robust_rule_takes_the_means_place(tmp_path, rule):
     [
         ({"edge_rule": Deviation()}, "`edge_rule` must be a rule of flower_bfl.defences, got Deviation"),
         ({"edge_rule": "median"}, "`edge_rule` must be a rule of flower_bfl.defences, got 'median'"),
+        ({"attacks": GaussianNoise}, "`attacks` must be attacks of flower_bfl.attacks, got <class"),
+        ({"attacks": [Falsification(server=1)]}, "`attacks` must be attacks of flower_bfl.attacks, got Fals"),
         ({"quarantine_rounds": -1}, "`quarantine_rounds` must be a whole number from 0 to"),
         ({"quarantine_rounds": 1.5}, "`quarantine_rounds` must be a whole number from 0 to"),
     ],
@@ -351,3 +354,16 @@ def test_what_an_edge_server_trained_itself_is_judged_like_a_device(tmp_path, de
         assert {"edge server 1", "device 1", "device 2"} <= {one.who for one in report.left_out}
         assert report.server_data[1] == ()
     assert audit(tmp_path).finding is None
+
+
+def test_old_values_of_devices_are_those_of_the_round_before():
+    """Also where the attack acts in one round only."""
+    chosen = strategy(attacks=[OldValue(devices={1}, rounds={3})])
+    start(chosen, honest(range(4)), rounds=3)
+    sent = {}
+    for entry in chosen._journal.ledger.entries():
+        if entry.kind is Kind.GRADIENT and entry.sender == Sender(Role.DEVICE, 1):
+            sent[entry.round] = Gradient.decode(entry.payload).arrays
+    for name, array in sent[2].items():
+        np.testing.assert_allclose(sent[3][name], array, atol=1e-6)
+        assert not np.allclose(sent[1][name], array, atol=1e-2)
