@@ -274,12 +274,12 @@ def draw(rows: Sequence[Row], file: Path) -> None:
                     continue
                 rounds = sorted(set.intersection(*map(set, some)))
                 mean = [statistics.mean(curve[k] for curve in some) for k in rounds]
-                label = scheme if noise else None
+                label = f"{scheme}, {len(some)} {'seeds' if len(some) > 1 else 'seed'}" if noise else None
                 axis.plot(rounds, mean, style, color=f"C{number}", label=label, lw=1.5 if noise else 1)
         for k in ATTACKED_ROUNDS:
             axis.axvline(k, color="0.7", lw=0.8, zorder=0)
         title = {"iid": "IID", "labels": "2 labels a device"}[kind]
-        axis.set(title=f"{title}, {_seeds(curves)} seeds", xlabel="round", ylabel="test accuracy, %")
+        axis.set(title=title, xlabel="round", ylabel="test accuracy, %")
     axes[0].legend(loc="lower right", title="dotted: unattacked")
     figure.tight_layout()
     figure.savefig(file, dpi=130)
