@@ -70,6 +70,8 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
         "3",
         "--servers",
         "1",
+        "--steps",
+        "10000000",
     ]
     process = subprocess.Popen(
         [*command, "--folder", "run"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ}

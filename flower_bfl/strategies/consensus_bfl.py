@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike
 from flower_bfl.attacks import Attack
 from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Ledger, Role, Sender, draw_leader
 from flower_bfl.chain_adapter.records import RunRules, model_payload, read_model, report_payload
-from flower_bfl.chain_adapter.signing import sign
 from flower_bfl.config import (
     Consensus,
     ContractRules,
@@ -209,7 +208,7 @@ class ConsensusBFL(EdgeStrategy):
         gradients = [self._gradient(before, reply, learning_rate) for reply in trained.replies]
         began = perf_counter()
         suspected = self._suspected(trained, gradients)
-        judged_s = perf_counter() - began
+        judged_s = perf_counter() - began if self._deviation is not None else 0.0
         down = down_in(self.outages, server_round)
 
         # 2. Their sums at the edge servers, (8), which agree on them step by step with their neighbours: (9).
@@ -498,6 +497,8 @@ class ConsensusBFL(EdgeStrategy):
 
     def _signed(self, sender: Sender, server_round: int, step: int, name: bytes) -> bytes:
         """An edge server's signature of a state."""
+        from flower_bfl.chain_adapter.signing import sign  # late: it brings Ethereum's libraries
+
         assert self._journal.ledger is not None
         key = self._journal.keys(sender)
         return sign(key, self._journal.ledger.domain, Kind.CONSENSUS, server_round, step, name)
