@@ -2,6 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float32]
+Floats = NDArray[np.float64]
+
+
+class Row(Protocol):
+    """Something whose slices of parameters are float32: an array, or what is worked out where it is read."""
+
+    def __getitem__(self, part: slice, /) -> Vector: ...
+
+
+Terms = Sequence[tuple[float, Row]]
+"""Weights and vectors whose sum something is."""
 
 # Names in messages between server and clients, see docs/offloading.md and docs/keys.md.
 REPORT = "query.report"  # who are you, and what have you this round?

@@ -1,23 +1,16 @@
 """What an attack is: who, in which rounds, and what it puts in place of what should be there."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flower_bfl.config import check_whole_number
 from flower_bfl.errors import ConfigError
+from flower_bfl.types import Terms, Vector
 
-Vector = NDArray[np.float32]
 Place = int | Literal["model", "training"]
-
-
-class Row(Protocol):
-    """A vector that is read in slices."""
-
-    def __getitem__(self, part: slice, /) -> Vector: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +22,7 @@ class Turn:
     all_honest: Vector  # what everybody should, itself included, shape (n, p)
     before: Vector | None = None  # what it should have published at this place a round before
     model: Vector | None = None  # w_k, where it publishes a model
-    terms: Sequence[tuple[float, Row]] = ()  # whose sum the honest value is
+    terms: Terms = ()  # whose sum the honest value is
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flower_bfl.attacks.base import Attack, Falsification, Turn, Vector
+from flower_bfl.attacks.base import Attack, Falsification, Turn
 from flower_bfl.attacks.vectors import GaussianNoise
 from flower_bfl.config import check_whole_number
 from flower_bfl.errors import ConfigError
+from flower_bfl.types import Vector
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flower_bfl.attacks.base import Falsification, Turn, Vector, check_size, length
+from flower_bfl.attacks.base import Falsification, Turn, check_size, length
 from flower_bfl.errors import ConfigError
+from flower_bfl.types import Vector
 
 
 @dataclass(frozen=True, kw_only=True)

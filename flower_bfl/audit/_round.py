@@ -1,6 +1,6 @@
 """A round as it was recorded: who trained, on whose data, and which edge server summed it up."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,7 +10,8 @@ from flower_bfl.chain_adapter._reader import Recorded
 from flower_bfl.chain_adapter.base import Role, Sender
 from flower_bfl.chain_adapter.records import DataSet, DataUnion, Gradient, read_consensus
 from flower_bfl.strategies._layout import Layout
-from flower_bfl.strategies.aggregation import Floats, Integers
+from flower_bfl.strategies.aggregation import Integers
+from flower_bfl.types import Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,15 +37,25 @@ class Round:
     data: dict[int, Recorded] = field(default_factory=dict)  # by device
     gradients: dict[Sender, Recorded] = field(default_factory=dict)
     states: dict[tuple[int, int], Recorded] = field(default_factory=dict)  # by step and edge server
+    last_step: int = -1  # the highest of these
     report: Recorded | None = None
     models: list[Recorded] = field(default_factory=list)  # that were proposed, the sealed one last
-    votes: list[Vote] = field(default_factory=list)
+    ballots: dict[tuple[int, int], Vote] = field(default_factory=dict)  # by voter and accused, in order
     barred: frozenset[int] = frozenset()  # edge servers in quarantine when it began
+
+    @property
+    def votes(self) -> Collection[Vote]:
+        """All of them, in order."""
+        return self.ballots.values()
 
     @property
     def model(self) -> Recorded | None:
         """The last that was proposed."""
         return self.models[-1] if self.models else None
+
+    def vote_of(self, voter: int, accused: int) -> Vote | None:
+        """The vote of one edge server against another; there is one at most."""
+        return self.ballots.get((voter, accused))
 
     def votes_at(self, *, step: int = -1, models: int = 0) -> list[Vote]:
         """The votes after so many models, or after the states of a step and before any model."""

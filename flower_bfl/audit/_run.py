@@ -27,9 +27,7 @@ class RunAudit:
     domain : of the ledger, to which signatures in evidence are bound.
     """
 
-    def __init__(
-        self, contract: ContractRules, domain: Callable[[], tuple[int, bytes]] = lambda: (0, bytes(20))
-    ) -> None:
+    def __init__(self, contract: ContractRules, domain: Callable[[], tuple[int, bytes]]) -> None:
         self._contract = contract
         self._domain = domain
         self._round = Round()
@@ -89,9 +87,10 @@ class RunAudit:
         voters = self._votes.setdefault(accused, set())
         voters.add(at.entry.sender)
         decides = 2 * len(voters) > self._contract.edge_servers - 1
-        now, steps = self._round, [step for step, _ in self._round.states]
-        step = -1 if now.models else max(steps, default=-1)
-        now.votes.append(Vote(at, step, len(now.models), decides and not self._barred(accused)))
+        now = self._round
+        step = -1 if now.models else now.last_step
+        vote = Vote(at, step, len(now.models), decides and not self._barred(accused))
+        now.ballots[at.entry.sender.index, accused] = vote
         if decides:
             self._quarantined_until[accused] = at.entry.round + self._contract.quarantine_rounds + 1
 
@@ -106,6 +105,7 @@ class RunAudit:
             if now.model is not None:
                 raise wrong(at, "consensus must come before the model", "no state", "a state after it")
             now.states[entry.step, entry.sender.index] = at
+            now.last_step = max(now.last_step, entry.step)
         elif entry.kind is Kind.REPORT:
             if now.report is not None:
                 raise wrong(at, "a round must have one REPORT at most", "one", "another one")

@@ -6,28 +6,27 @@ anew and compared; digests are computed only to name a difference.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flower_bfl.audit._findings import decoded, differs, wrong
 from flower_bfl.audit._round import Round, Trained, read_gradient, read_trained
+from flower_bfl.audit._rounding import Rounding
 from flower_bfl.audit._votes import Found, Incident, Votes
 from flower_bfl.chain_adapter._reader import Recorded
-from flower_bfl.chain_adapter.base import Role, Sender, decode
+from flower_bfl.chain_adapter.base import Role, Sender
 from flower_bfl.chain_adapter.records import (
     NamedArrays,
     consensus_payload,
     model_digest,
     model_payload,
     read_consensus,
-    read_model,
     read_report,
 )
 from flower_bfl.config import Consensus, Outage, check_outages
 from flower_bfl.defences import Defence, Deviation, EdgeRule, Replay
-from flower_bfl.defences.replay import Terms
 from flower_bfl.errors import ConfigError, LedgerError, PayloadError
 from flower_bfl.network import Mixing
 from flower_bfl.strategies._layout import Layout
@@ -39,21 +38,20 @@ from flower_bfl.strategies._outages import (
     set_aside,
 )
 from flower_bfl.strategies.aggregation import (
-    Floats,
     NotFiniteError,
     PartialAggregates,
-    Vector,
     boost,
-    contribution_weights,
     normalised,
     partial_aggregates,
+    terms_of_sum,
+    terms_of_update,
     updated_model,
     whole,
 )
-from flower_bfl.strategies.consensus import Mixed, initial_mass, mass_after
+from flower_bfl.strategies.consensus import Mixed, initial_mass, mass_after, terms_of_mix
+from flower_bfl.types import Floats, Terms, Vector
 
 _SAME_DIRECTION = 1e-4  # relative; float32's rounding is far below it
-
 
 _NOBODY = Trained([], [], np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64))
 
@@ -75,9 +73,9 @@ class TrainingRules:
     consensus: Consensus
     mixing: Mixing  # Λ
     layout: Layout
-    defences: Sequence[Defence] = ()
-    edge_rule: EdgeRule | None = None
-    domain: Callable[[], tuple[int, bytes]] = lambda: (0, b"")  # of the ledger, for signatures in evidence
+    defences: Sequence[Defence]
+    edge_rule: EdgeRule | None
+    domain: Callable[[], tuple[int, bytes]]  # of the ledger, for signatures in evidence
 
     def follow(self, now: Round, before: NamedArrays) -> tuple[NamedArrays, Trained, list[Incident]]:
         """The model after a round, whose gradients are in it, who was accused; raises LedgerError.
@@ -106,10 +104,8 @@ class TrainingRules:
         self, now: Round, before: NamedArrays, down: list[Outage]
     ) -> tuple[NamedArrays, Trained, list[Incident]]:
         assert now.model is not None, "a round is checked once its model is sealed"
-        votes = Votes(
-            now, self.domain, exact=self._replay.arithmetic == "exact", servers=self.consensus.edge_servers
-        )
-        votes.check_places()
+        exact = self._rounding.replay.arithmetic == "exact"
+        votes = Votes(now, self.domain, exact=exact, servers=self.consensus.edge_servers)
 
         # (8) and (9), each time anew without those who were voted out.
         first, steps, barred = 0, self.consensus.p2p_rounds + 1, set(now.barred)
@@ -136,10 +132,11 @@ class TrainingRules:
                 model, payload = before, unchanged
             else:
                 self._check_leader(at, agreed.fit - out)
-                model = self._updated(at.entry.sender.index, before, agreed)
+                model, terms = self._updated(at.entry.sender.index, before, agreed)
                 payload = model_payload(now.number, model)
-                if payload != at.entry.payload and self._rounded_model(at, model, before, agreed):
-                    model, payload = decoded(at, read_model), at.entry.payload
+                if payload != at.entry.payload:
+                    right = self._rounding.accepted(at.entry.payload, payload, terms)
+                    model, payload = (model, payload) if right is None else (right, at.entry.payload)
             follows = payload == at.entry.payload
             found = {} if follows else {at.entry.sender.index: Found(at, payload)}
             if not votes.judged_model(place + 1, found) and not follows:
@@ -195,10 +192,11 @@ class TrainingRules:
         assert fit is not None
         return _Agreed(trained, states, mass, fit)
 
-    @property
-    def _replay(self) -> Replay:
+    @cached_property
+    def _rounding(self) -> Rounding:
         """How exactly what is recorded must follow."""
-        return next((each for each in self.defences if isinstance(each, Replay)), Replay())
+        replay = next((each for each in self.defences if isinstance(each, Replay)), Replay())
+        return Rounding(replay, self.layout)
 
     # -- what the entries say ----------------------------------------------------------------------------
 
@@ -289,60 +287,21 @@ class TrainingRules:
             payload = consensus_payload(now.number, first + step, server, arrays, members)
             if payload == at.entry.payload:
                 continue
-            if self._replay.arithmetic == "exact" or not self._rounded(
-                at, payload, states[server], terms(server)
-            ):
+            right = self._rounding.accepted(at.entry.payload, payload, partial(terms, server))
+            if right is None:
                 found[server] = Found(at, payload)
+            else:
+                states[server] = self.layout.vector(right)[0 : self.layout.size]
         return found
 
-    def _rounded(self, at: Recorded, expected: bytes, state: Vector, terms: Terms) -> bool:
-        """Whether a recorded state is the expected one but for allowed rounding; it then counts."""
-        wanted, says = decode(expected)
-        try:
-            arrays, said = decode(at.entry.payload)
-        except PayloadError:
-            return False
-        if said != says or not _alike(arrays, wanted):
-            return False
-        found = self.layout.vector(arrays)[0 : self.layout.size]
-        if not self._replay.accepts(found, state, terms):
-            return False
-        state[:] = found
-        return True
-
-    def _rounded_model(
-        self, at: Recorded, expected: NamedArrays, before: NamedArrays, agreed: _Agreed
-    ) -> bool:
-        """The same of a model."""
-        if self._replay.arithmetic == "exact":
-            return False
-        trained, leader = agreed.trained, at.entry.sender.index
-        try:
-            model = read_model(at.entry.payload)
-        except PayloadError:
-            return False
-        if model_payload(at.entry.round, model) != at.entry.payload or not _alike(model, expected):
-            return False
-        if any(not np.array_equal(model[name], expected[name]) for name in self.layout.copied):
-            return False
-        step = boost(trained.samples, trained.steps) * self.consensus.learning_rate
-        factor = -step / float(agreed.mass[leader])
-        sent, found, wanted = (
-            self.layout.vector(arrays)[0 : self.layout.size] for arrays in (before, model, expected)
-        )
-        return self._replay.accepts(found, wanted, [(1.0, sent), (factor, agreed.states[leader])])
-
     def _terms(self, trained: Trained, before: Vector | None, mixing: Mixing | None, server: int) -> Terms:
-        """Weights and vectors that an edge server's state is the sum of."""
+        """What an edge server's state is the sum of; nothing if it is no sum."""
         if before is not None and mixing is not None:
-            return [(float(mixing[server, other]), before[other]) for other in np.flatnonzero(mixing[server])]
+            return terms_of_mix(mixing, before, server)
         if self.edge_rule is not None:
             return ()
-        weights = contribution_weights(trained.samples, trained.steps)
-        return [
-            (float(weights[y]), self.layout.vector(trained.gradients[y].arrays))
-            for y in np.flatnonzero(trained.server_of == server)
-        ]
+        rows = [self.layout.vector(gradient.arrays) for gradient in trained.gradients]
+        return terms_of_sum(rows, trained.samples, trained.steps, trained.server_of, server)
 
     def _raise(
         self, now: Round, ledger_step: int, found: Mapping[int, Found], trained: Trained, step: int
@@ -387,12 +346,16 @@ class TrainingRules:
         usual = np.median([*factors.values()])
         return max(factors, key=lambda server: abs(factors[server] - usual))
 
-    def _updated(self, leader: int, before: NamedArrays, agreed: _Agreed) -> NamedArrays:
+    def _updated(
+        self, leader: int, before: NamedArrays, agreed: _Agreed
+    ) -> tuple[NamedArrays, Callable[[], Terms]]:
+        """The model that follows from what a leader holds, and what it is the sum of."""
         trained = agreed.trained
         sent = self.layout.vector(before)[0 : self.layout.size]
         tau, rate = boost(trained.samples, trained.steps), self.consensus.learning_rate
-        after = updated_model(sent, agreed.states[leader], float(agreed.mass[leader]), tau, rate)
-        return self.layout.model(after, trained.gradients[int(trained.samples.argmax())].arrays)
+        update = (sent, agreed.states[leader], float(agreed.mass[leader]), tau, rate)
+        largest = trained.gradients[int(trained.samples.argmax())]
+        return self.layout.model(updated_model(*update), largest.arrays), partial(terms_of_update, *update)
 
     def _check_leader(self, at: Recorded, fit: Collection[int]) -> None:
         """The leader; that so many servers after the drawn one were passed over, the contract has checked."""
@@ -408,12 +371,6 @@ class TrainingRules:
 
 def _not_finite(at: Recorded) -> LedgerError:
     return wrong(at, "gradients and their sums must be finite", "numbers", "NaN or infinity")
-
-
-def _alike(found: NamedArrays, expected: NamedArrays) -> bool:
-    """Whether arrays have the same names, types and shapes, in order."""
-    one, other = ([(n, a.dtype, a.shape) for n, a in arrays.items()] for arrays in (found, expected))
-    return one == other
 
 
 def adjacency(mixing: Mixing) -> NDArray[np.bool_]:

@@ -1,6 +1,6 @@
 """Votes against edge servers, and whether what they say is what the ledger shows."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from flower_bfl.audit._findings import account, decoded, wrong
@@ -41,6 +41,9 @@ class Votes:
     now : the round.
     domain : of the ledger, for signatures.
     exact : whether evidence must name the only payload that follows.
+    servers : number of edge servers M.
+
+    Raises LedgerError for votes that bar somebody before there is anything to vote on.
     """
 
     def __init__(
@@ -51,15 +54,9 @@ class Votes:
         self._now = now
         self._domain = domain
         self._exact = exact
-        self._upheld: dict[int, bool] = {}  # by place in the round
+        self._upheld: dict[Vote, bool] = {}
         self.barred: set[int] = set()  # voted out so far in this round
-
-    def check_places(self) -> None:
-        """Raise LedgerError for votes that bar somebody before there is anything to vote on."""
-        for vote in self._now.votes_at():
-            if vote.decides:
-                rule = "edge servers must vote on what others have just published"
-                raise wrong(vote.at, rule, "a vote after a state or a model", "one that nothing comes before")
+        _check_none_decides(now.votes_at())  # before any state there is nothing to vote on
 
     def judged(self, step: int, found: Mapping[int, Found], fit: frozenset[int] | None) -> bool:
         """Judge the votes after the states of a step; True if the consensus is over. Raises LedgerError.
@@ -79,13 +76,10 @@ class Votes:
 
     def incidents(self) -> list[Incident]:
         """Everybody who was accused, once all votes that bar somebody are judged."""
-        for place, vote in enumerate(self._now.votes):
-            if vote.decides and place not in self._upheld:
-                rule = "edge servers must vote on what others have just published"
-                raise wrong(vote.at, rule, "a vote after a state or a model", "one that nothing comes before")
-        groups: dict[tuple[int, Evidence], list[int]] = {}
-        for place, vote in enumerate(self._now.votes):
-            groups.setdefault((vote.accused, _evidence(vote)), []).append(place)
+        _check_none_decides(vote for vote in self._now.votes if vote not in self._upheld)
+        groups: dict[tuple[int, Evidence], list[Vote]] = {}
+        for vote in self._now.votes:
+            groups.setdefault((vote.accused, _evidence(vote)), []).append(vote)
         acted = {at.entry.sender.index: account(at) for at in self._now.states.values()}
         return [
             Incident(
@@ -94,19 +88,18 @@ class Votes:
                 account=acted.get(server, f"server {server}"),
                 offence=evidence.offence,
                 step=evidence.step,
-                votes=len(places),
+                votes=len(votes),
                 voted_out=server in self.barred,
-                upheld=all(self._upheld.get(place, False) for place in places),
+                upheld=all(self._upheld.get(vote, False) for vote in votes),
             )
-            for (server, evidence), places in groups.items()
+            for (server, evidence), votes in groups.items()
         ]
 
     def _judge(self, votes: Collection[Vote], kind: str, step: int, found: Mapping[int, Found]) -> list[Vote]:
-        places = {id(vote): place for place, vote in enumerate(self._now.votes)}
         decided = [vote for vote in votes if vote.decides]
         for vote in votes:
             holds = self._holds(vote, kind, step, found)
-            self._upheld[places[id(vote)]] = holds
+            self._upheld[vote] = holds
             if vote.decides and not holds:
                 rule = "an edge server must be voted out for what the ledger shows"
                 told = f"{_evidence(vote).offence} of server {vote.accused}, step {_evidence(vote).step}"
@@ -146,11 +139,8 @@ class Votes:
 
     def _is_false(self, accuser: int, evidence: Evidence) -> bool:
         """Whether an accuser's own vote does not hold."""
-        for place, vote in enumerate(self._now.votes):
-            same = vote.at.entry.sender.index == accuser and vote.at.digest == evidence.found
-            if same and vote.accused == evidence.step:
-                return self._upheld.get(place) is False
-        return False
+        vote = self._now.vote_of(accuser, evidence.step)
+        return vote is not None and vote.at.digest == evidence.found and self._upheld.get(vote) is False
 
     def _equivocated(self, accused: int, evidence: Evidence) -> bool:
         """Whether the accused recorded one state, and signed another one of the same step."""
@@ -162,6 +152,14 @@ class Votes:
             return signer(evidence.signature, self._domain(), *signed) == at.account
         except Exception:  # whatever a stranger's bytes make of a library: they are no signature
             return False
+
+
+def _check_none_decides(votes: Iterable[Vote]) -> None:
+    """Raise LedgerError for a vote that bars somebody, and that there was nothing to vote on for."""
+    for vote in votes:
+        if vote.decides:
+            rule = "edge servers must vote on what others have just published"
+            raise wrong(vote.at, rule, "a vote after a state or a model", "one that nothing comes before")
 
 
 def _evidence(vote: Vote) -> Evidence:

@@ -8,10 +8,8 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
-Vector = NDArray[np.float32]
-Floats = NDArray[np.float64]
+from flower_bfl.types import Floats, Vector
 
 _BLOCK = 1 << 14  # parameters a block: a few dozen rows of float64 stay in the processor's cache
 

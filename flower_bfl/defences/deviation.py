@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flower_bfl.defences._blocks import Floats, Vector, blocks
+from flower_bfl.defences._blocks import blocks
 from flower_bfl.errors import ConfigError
+from flower_bfl.types import Floats, Vector
 
 # A difference that training makes anyway, however close together most rows are: with the threshold 2.5, a
 # gradient 25 % longer or shorter than the median one, and a cosine 0.25 below the median one, are never

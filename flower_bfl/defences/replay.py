@@ -1,30 +1,18 @@
 """Exact detection: what an edge server publishes must follow from what is recorded."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flower_bfl.errors import ConfigError
+from flower_bfl.types import Floats, Terms, Vector
 
-Vector = NDArray[np.float32]
 Arithmetic = Literal["exact", "float32"]
 
 _UNIT = 2.0**-24  # u, float32's unit roundoff
 _TINY = 2.0**-149  # float32's smallest positive number
 _WEIGHT_OPERATIONS = 8  # more than any weight of (8), (9) and (12) takes
-
-
-class Row(Protocol):
-    """A vector that is read in slices."""
-
-    def __getitem__(self, part: slice, /) -> Vector: ...
-
-
-Terms = Sequence[tuple[float, Row]]
-"""Weights and vectors whose sum something is."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +51,7 @@ def same_bits(found: Vector, expected: Vector) -> bool:
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def rounding_bound(terms: Terms, size: int) -> NDArray[np.float64]:
+def rounding_bound(terms: Terms, size: int) -> Floats:
     """How far a float32 sum of weighted vectors, in any order, can be from the exact one's float32, (p,).
 
     γ_j·Σ|w·v|, where γ_j = j·u / (1 − j·u) and j counts the operations that any term passes: Higham, Accuracy

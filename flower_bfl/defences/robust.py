@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flower_bfl.config import check_whole_number
-from flower_bfl.defences._blocks import Floats, Vector, blocks, squared_distances
+from flower_bfl.defences._blocks import blocks, squared_distances
 from flower_bfl.errors import ConfigError
+from flower_bfl.types import Floats, Vector
 
 
 @dataclass(frozen=True)

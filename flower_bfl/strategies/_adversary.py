@@ -7,13 +7,14 @@ from hashlib import sha256
 import numpy as np
 
 from flower_bfl.attacks import Attack, Falsification, OldValue, Poisoning, Silence, Turn
-from flower_bfl.attacks.base import Place, Vector
+from flower_bfl.attacks.base import Place
 from flower_bfl.chain_adapter.base import Role, Sender
 from flower_bfl.defences.replay import same_bits
 from flower_bfl.errors import ConfigError
 from flower_bfl.strategies._layout import Arrays, Layout
 from flower_bfl.strategies._roster import Trained
 from flower_bfl.strategies.aggregation import CumulativeGradient
+from flower_bfl.types import Vector
 
 
 class Adversary:

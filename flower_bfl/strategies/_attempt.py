@@ -10,14 +10,22 @@ from flower_bfl.chain_adapter.base import Entry, Role, Sender, digest
 from flower_bfl.chain_adapter.records import Evidence, consensus_payload
 from flower_bfl.config import Outage
 from flower_bfl.defences import Replay
-from flower_bfl.defences.replay import Terms, same_bits
+from flower_bfl.defences.replay import same_bits
 from flower_bfl.network import without
 from flower_bfl.strategies._dispute import Agreed, Dispute, Gathered
 from flower_bfl.strategies._journal import consensus_entries
 from flower_bfl.strategies._outages import mixing_of_the_rest, mixings_without, servers_down
 from flower_bfl.strategies._roster import Trained
-from flower_bfl.strategies.aggregation import Row, Vector, contribution_weights, each_block, whole
-from flower_bfl.strategies.consensus import Mixed, error_and_bound, initial_mass, mass_after, mix
+from flower_bfl.strategies.aggregation import each_block, terms_of_sum, whole
+from flower_bfl.strategies.consensus import (
+    Mixed,
+    error_and_bound,
+    initial_mass,
+    mass_after,
+    mix,
+    terms_of_mix,
+)
+from flower_bfl.types import Row, Terms, Vector
 
 
 class Attempt:
@@ -102,7 +110,8 @@ class Attempt:
         self._dispute.seconds += perf_counter() - began
         down = servers_down(self._down_by_itself, max(step - 1, 0))
         servers = set(range(self._setting.consensus.edge_servers)) - down - self._silent
-        self._dispute.let_vote(accused, self._dispute.honest(servers))  # who is cut off can read, too
+        votes = self._dispute.votes_on(accused, servers)  # who is cut off can read, too
+        self._dispute.record(votes, len(votes))
 
     def agreed(self) -> Agreed:
         """What everybody holds in the end."""
@@ -110,15 +119,15 @@ class Attempt:
         down = servers_down(self._down, len(self._mixings)) | self._silent
 
         part = [m for m in range(len(states)) if m not in self._dispute.aside]
+        mixings = [mixing[np.ix_(part, part)] for mixing in self._mixings]
 
         def error(server: int) -> tuple[float, float]:
-            mixings = [mixing[np.ix_(part, part)] for mixing in self._mixings]
             last = float(mass[server])
             return error_and_bound(self._published[0][part], states[server], self._mass[part], last, mixings)
 
         held = {server: states[server] for server in range(len(states)) if server not in down}
         fit = {server for server in held if mass[server] > 0}
-        return Agreed(self._trained, held, mass, error, fit, self._dispute.phases)
+        return Agreed(self._trained, held, mass, error, fit)
 
     # -- what is found ------------------------------------------------------------------------------------
 
@@ -165,13 +174,11 @@ class Attempt:
     def _terms(self, step: int, server: int) -> Terms:
         """Weights and vectors that an edge server's x^(l) is the sum of; none if it is no sum."""
         if step > 0:
-            mixing, before = self._mixings[step - 1], self._published[step - 1]
-            return [(float(mixing[server, m]), before[m]) for m in np.flatnonzero(mixing[server])]
+            return terms_of_mix(self._mixings[step - 1], self._published[step - 1], server)
         if not self._setting.weighted:
             return ()
-        weights = contribution_weights(self._trained.samples, self._trained.steps)
-        own = np.flatnonzero(self._trained.server_of == server)
-        return [(float(weights[y]), self._rows[y]) for y in own]
+        trained = self._trained
+        return terms_of_sum(self._rows, trained.samples, trained.steps, trained.server_of, server)
 
     def _mislead(self, step: int, follows: Vector) -> None:
         """Every second neighbour of an equivocator mixes in what it was sent."""

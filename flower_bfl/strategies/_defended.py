@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from flower_bfl.attacks import Attack, Falsification, Poisoning
 from flower_bfl.config import Consensus
-from flower_bfl.defences import Defence, Deviation, Replay
+from flower_bfl.defences import Defence, Deviation, EdgeRule, Replay
 from flower_bfl.errors import ConfigError
 
 
@@ -25,6 +25,13 @@ def checked_attacks(attacks: Attack | Iterable[Attack], consensus: Consensus) ->
         if attack.server is not None and isinstance(attack.p2p_step, int) and attack.p2p_step > last:
             raise ConfigError(f"`attacks` must act in steps 0..{last}, 'model' or 'training', got {attack}")
     return attacks
+
+
+def checked_edge_rule(edge_rule: EdgeRule | None) -> EdgeRule | None:
+    """The rule; raises ConfigError for what is none."""
+    if edge_rule is not None and not isinstance(edge_rule, EdgeRule):
+        raise ConfigError(f"`edge_rule` must be a rule of flower_bfl.defences, got {edge_rule!r:.80}")
+    return edge_rule
 
 
 def checked_defences(

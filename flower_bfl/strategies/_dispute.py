@@ -14,8 +14,8 @@ from flower_bfl.network import Mixing
 from flower_bfl.strategies._adversary import Adversary
 from flower_bfl.strategies._layout import Layout
 from flower_bfl.strategies._roster import Trained
-from flower_bfl.strategies.aggregation import Floats, NotFiniteError, Row, Vector
-from flower_bfl.types import Accusation
+from flower_bfl.strategies.aggregation import NotFiniteError
+from flower_bfl.types import Accusation, Floats, Row, Vector
 
 Phase = tuple[int, Iterable[Entry]]
 """Entries that go into one block, and how many they are."""
@@ -77,7 +77,6 @@ class Agreed:
     mass: Floats  # s_m, (m,)
     error: Callable[[int], tuple[float, float]]  # consensus error of an edge server, and its bound
     fit: Container[int]  # edge servers that can lead
-    phases: Sequence[Phase]  # for the ledger
 
 
 @dataclass(eq=False)
@@ -93,7 +92,6 @@ class Dispute:
     aside: set[int] = field(default_factory=set)  # who takes no part: barred, or cut off by that
     voted_out: set[int] = field(default_factory=set)  # in this round
     broken_off: int = -1  # the highest step in which a consensus ended
-    published: Entry | None = None  # a model that was recorded before it was voted on
     seconds: float = 0.0  # spent on checking
 
     @property
@@ -109,10 +107,6 @@ class Dispute:
             for (server, evidence), voters in self.accused.items()
         )
 
-    def honest(self, servers: Iterable[int]) -> list[int]:
-        """Those of some edge servers that are not compromised."""
-        return sorted(set(servers) - self.setting.adversary.servers(self.round))
-
     def record(self, entries: Iterable[Entry], count: int) -> None:
         """Put a phase on its way to the ledger."""
         if count:
@@ -125,16 +119,11 @@ class Dispute:
             self.acted.add(server)
         return false
 
-    def let_vote(self, accused: Mapping[int, Evidence], voters: Iterable[int]) -> None:
-        """Everybody of the voters votes on everybody who is accused."""
-        voters = list(voters)
-        votes = [
-            vote
-            for server, evidence in accused.items()
-            for voter in voters
-            if (vote := self.vote(voter, server, evidence)) is not None
-        ]
-        self.record(votes, len(votes))
+    def votes_on(self, accused: Mapping[int, Evidence], servers: Iterable[int]) -> list[Entry]:
+        """What those of some edge servers that are honest have to say of who is accused."""
+        voters = sorted(set(servers) - self.setting.adversary.servers(self.round))
+        votes = (self.vote(each, server, why) for server, why in accused.items() for each in voters)
+        return [vote for vote in votes if vote is not None]
 
     def vote(self, voter: int, accused: int, evidence: Evidence) -> Entry | None:
         """A vote, unless the voter is barred or has voted against this edge server already."""

@@ -36,8 +36,8 @@ from flower_bfl.strategies._replies import (
 )
 from flower_bfl.strategies._roster import Association, Roster, Trained
 from flower_bfl.strategies._signatures import Signatures
-from flower_bfl.strategies.aggregation import CumulativeGradient, NotFiniteError, Vector
-from flower_bfl.types import LeftOut, RoundReport
+from flower_bfl.strategies.aggregation import CumulativeGradient, NotFiniteError
+from flower_bfl.types import LeftOut, RoundReport, Vector
 
 NamedArrays = dict[str, NDArray[np.generic]]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flower_bfl.errors import ReplyError
-from flower_bfl.strategies.aggregation import Vector
+from flower_bfl.types import Vector
 
 Arrays = Mapping[str, NDArray[np.generic]]
 

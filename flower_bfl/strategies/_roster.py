@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from flower_bfl.chain_adapter.base import Role, Sender
 from flower_bfl.errors import ConfigError
 from flower_bfl.strategies._replies import Contribution
-from flower_bfl.strategies.aggregation import Floats, Integers
-from flower_bfl.types import LeftOut
+from flower_bfl.strategies.aggregation import Integers
+from flower_bfl.types import Floats, LeftOut
 
 Association = Sequence[int] | Mapping[int, int]
 
@@ -90,6 +90,11 @@ class Trained:
         return Trained(
             tuple(self.senders[k] for k in kept), tuple(self.replies[k] for k in kept), self.server_of[kept]
         )
+
+
+def called(sender: Sender) -> str:
+    """How reports call a device or an edge server; "server" alone is Flower's."""
+    return f"edge {sender}" if sender.role is Role.SERVER else str(sender)
 
 
 NOBODY = Trained((), (), np.empty(0, np.int64))

@@ -8,18 +8,17 @@ import numpy as np
 
 from flower_bfl.attacks import Falsification, Silence, Turn
 from flower_bfl.chain_adapter.base import Entry, digest
-from flower_bfl.chain_adapter.records import Evidence
+from flower_bfl.chain_adapter.records import Evidence, NamedArrays
 from flower_bfl.config import Outage
-from flower_bfl.defences.replay import Terms
+from flower_bfl.defences import Replay
 from flower_bfl.strategies._attempt import Attempt
 from flower_bfl.strategies._dispute import Agreed, Dispute, Gathered, Phase, Setting
 from flower_bfl.strategies._journal import model_entry
 from flower_bfl.strategies._layout import Layout
 from flower_bfl.strategies._outages import known_from, servers_down, set_aside
-from flower_bfl.strategies.aggregation import NotFiniteError, boost
-from flower_bfl.types import RoundReport
-
-Arrays = dict[str, np.ndarray]
+from flower_bfl.strategies._roster import called
+from flower_bfl.strategies.aggregation import NotFiniteError, boost, terms_of_update
+from flower_bfl.types import RoundReport, Terms
 
 
 class Watched:
@@ -34,10 +33,6 @@ class Watched:
         """Begin a round, or begin it again."""
         self._now = Dispute(self._setting, server_round, dict(self._until))
 
-    def settle(self) -> None:
-        """The round is what it is: who was voted out stays out."""
-        self._until = {**self._now.until}
-
     def away(self, server_round: int) -> set[int]:
         """Edge servers that are in quarantine when a round begins, or cut off by that."""
         return set_aside(self._setting.mixing, Dispute(self._setting, server_round, self._until).barred, ())
@@ -50,10 +45,6 @@ class Watched:
     def phases(self) -> list[Phase]:
         """What goes to the ledger of the open round, in order."""
         return self._now.phases
-
-    def recorded(self, model: Entry) -> bool:
-        """Whether a model is among the phases already: it was voted on, and not voted down."""
-        return self._now.published is model
 
     def agree(self, now: Gathered) -> Agreed | None:
         """The consensus (9) of those who are not voted out; None if nobody is left who trained."""
@@ -81,18 +72,22 @@ class Watched:
             down, first_step = known_from(down, step), first_step + steps
 
     def proposed(
-        self, now: Gathered, agreed: Agreed, leader: int, passed: int, make: Callable[[], Arrays]
-    ) -> Entry | None:
-        """The leader's MODEL entry; None if there is none, or if it was voted out for it."""
+        self, now: Gathered, agreed: Agreed, leader: int, passed: int, make: Callable[[], NamedArrays]
+    ) -> list[Entry]:
+        """The leader's MODEL entry, and votes on it that are not enough.
+
+        Nothing: it proposes none, or was voted out for it, and the next one leads.
+        """
         setting, layout, silent = self._setting, now.layout, False
         try:
             model = make()
         except NotFiniteError:
             if self._now.acted - self._now.barred:  # a lie that is still in it overflows, no gradient
-                return None
+                return []
             raise
-        step = boost(agreed.trained.samples, agreed.trained.steps) * setting.consensus.learning_rate
-        terms = [(1.0, now.before), (-step / float(agreed.mass[leader]), agreed.states[leader])]
+        tau = boost(agreed.trained.samples, agreed.trained.steps)
+        held, mass = agreed.states[leader], float(agreed.mass[leader])
+        terms = terms_of_update(now.before, held, mass, tau, setting.consensus.learning_rate)
         for attack in setting.adversary.acting(now.round, leader, "model"):
             if isinstance(attack, Silence):
                 self._now.acted.add(leader)
@@ -101,29 +96,31 @@ class Watched:
                 honest = layout.vector(model)[0 : layout.size]
                 turn = Turn(now.round, honest, honest[None], model=now.before, terms=terms)
                 model = layout.model(self._now.falsified(attack, turn, leader, "model"), model)
-        entry = model_entry(now.round, leader, passed, model)
+        published = [] if silent else [model_entry(now.round, leader, passed, model)]
         if setting.replay is None:
-            return None if silent else entry
+            return published
         began = perf_counter()
         evidence = Evidence("no model", passed)
         if not silent:
             expected = make()
-            if self._accepted(model, expected, layout, terms):
+            if _accepted(setting.replay, model, expected, layout, terms):
                 self._now.seconds += perf_counter() - began
-                return entry
+                return published
             wanted = model_entry(now.round, leader, passed, expected)
-            evidence = Evidence("model", passed, digest(entry.payload), digest(wanted.payload))
-            self._now.record([entry], 1)
-            self._now.published = entry
+            evidence = Evidence("model", passed, digest(published[0].payload), digest(wanted.payload))
         self._now.seconds += perf_counter() - began
         down = servers_down(now.down, setting.consensus.p2p_rounds)
-        others = set(range(setting.consensus.edge_servers)) - down
-        self._now.let_vote({leader: evidence}, self._now.honest(others))
-        return None if silent or leader in self._now.barred else entry
+        votes = self._now.votes_on({leader: evidence}, set(range(setting.consensus.edge_servers)) - down)
+        if not silent and leader not in self._now.barred:
+            return [*published, *votes]
+        self._now.record(published, len(published))
+        self._now.record(votes, len(votes))
+        return []
 
-    def noted(self, report: RoundReport) -> RoundReport:
-        """The report with who was accused by whom, and, where attackers are known, whether rightly."""
+    def close(self, report: RoundReport) -> RoundReport:
+        """End the round: the report with who was accused, and, where attackers are known, whether rightly."""
         now, adversary = self._now, self._setting.adversary
+        self._until = {**now.until}
         report = replace(
             report,
             accused=now.accusations,
@@ -138,8 +135,7 @@ class Watched:
         sent = {f"device {n}" for group in report.server_devices for n in group} | suspected
         sent |= {f"edge server {m}" for m, devices in enumerate(report.server_data) if devices}
         poisoners = adversary.poisoners | adversary.poisoned_data(report.round)
-        guilty = {f"edge server {server}" for server in now.acted}
-        guilty |= sent & {str(one).replace("server", "edge server") for one in poisoners}
+        guilty = {f"edge server {server}" for server in now.acted} | (sent & set(map(called, poisoners)))
         return replace(
             report,
             attacked=tuple(str(attack) for attack in adversary.attacks if attack.acts(report.round)),
@@ -148,9 +144,12 @@ class Watched:
             missed=len(guilty - told),
         )
 
-    def _accepted(self, found: Arrays, expected: Arrays, layout: Layout, terms: Terms) -> bool:
-        assert self._setting.replay is not None
-        if any(not np.array_equal(found[name], expected[name]) for name in layout.copied):
-            return False
-        one, other = (layout.vector(model)[0 : layout.size] for model in (found, expected))
-        return self._setting.replay.accepts(one, other, terms)
+
+def _accepted(
+    replay: Replay, found: NamedArrays, expected: NamedArrays, layout: Layout, terms: Terms
+) -> bool:
+    """Whether a model is the expected one, as exactly as edge servers have to add up."""
+    if any(not np.array_equal(found[name], expected[name]) for name in layout.copied):
+        return False
+    one, other = (layout.vector(model)[0 : layout.size] for model in (found, expected))
+    return replay.accepts(one, other, terms)

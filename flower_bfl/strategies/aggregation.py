@@ -15,8 +15,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-Vector = NDArray[np.float32]
-Floats = NDArray[np.float64]
+from flower_bfl.types import Floats, Row, Terms, Vector
+
 Integers = NDArray[np.int64]
 
 _T = TypeVar("_T")
@@ -42,12 +42,6 @@ class NotFiniteError(Exception):
     def __init__(self, positions: Iterable[int]) -> None:
         super().__init__()
         self.positions = frozenset(positions)
-
-
-class Row(Protocol):
-    """Something whose slices of parameters are float32: an array, or what is worked out where it is read."""
-
-    def __getitem__(self, part: slice, /) -> Vector: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +95,14 @@ class PartialAggregates:
 
     def _not_finite(self, part: slice) -> Iterable[int]:
         return (y for y, gradient in enumerate(self.gradients) if not np.isfinite(gradient[part]).all())
+
+
+def terms_of_sum(
+    gradients: Sequence[Row], samples: Floats, steps: Integers, server_of: Integers, server: int
+) -> Terms:
+    """What an edge server's a_m of (8) is the sum of."""
+    weights = contribution_weights(samples, steps)
+    return [(float(weights[y]), gradients[y]) for y in np.flatnonzero(server_of == server).tolist()]
 
 
 class Combine(Protocol):
@@ -191,3 +193,10 @@ def updated_model(
 
     each_block(model.size, work)
     return result
+
+
+def terms_of_update(
+    model: Vector, state: Vector, mass: float, tau: float, learning_rate: float = 1.0
+) -> Terms:
+    """What `updated_model` is the sum of."""
+    return [(1.0, model), (-learning_rate * tau / mass, state)]

@@ -13,7 +13,8 @@ import numpy as np
 
 from flower_bfl.config import Consensus
 from flower_bfl.network import Mixing, spectral_radius
-from flower_bfl.strategies.aggregation import Floats, Integers, Row, Vector, data_shares, each_block
+from flower_bfl.strategies.aggregation import Integers, data_shares, each_block
+from flower_bfl.types import Floats, Row, Terms, Vector
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +106,11 @@ class Mixed:
     @np.errstate(over="ignore", invalid="ignore")  # of states that somebody made up
     def __getitem__(self, part: slice, /) -> Vector:
         return mix(self.mixing, self.states[:, part]).astype(np.float32)
+
+
+def terms_of_mix(mixing: Mixing, states: Vector, server: int) -> Terms:
+    """What an edge server's row of Λ·x is the sum of."""
+    return [(float(mixing[server, m]), states[m]) for m in np.flatnonzero(mixing[server])]
 
 
 def row_after(mixings: Sequence[Mixing], servers: int, server: int) -> Floats:

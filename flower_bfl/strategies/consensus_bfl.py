@@ -8,7 +8,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Unpack
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from numpy.typing import ArrayLike
@@ -38,32 +37,29 @@ from flower_bfl.network import (
     spectral_radius,
 )
 from flower_bfl.strategies._controlled import Controlled
-from flower_bfl.strategies._defended import checked_attacks, checked_defences
-from flower_bfl.strategies._dispute import Agreed, Gathered, Phase, Setting
+from flower_bfl.strategies._defended import checked_attacks, checked_defences, checked_edge_rule
+from flower_bfl.strategies._dispute import Agreed, Gathered, Setting
 from flower_bfl.strategies._edge_strategy import EdgeStrategy, FedAvgArguments, NamedArrays, as_record
 from flower_bfl.strategies._journal import (
     OPERATOR,
     Journal,
-    consensus_entries,
     gradient_entries,
     model_entry,
 )
 from flower_bfl.strategies._miners import Seal, miners, seal
-from flower_bfl.strategies._outages import down_in, mixings_without, servers_down
+from flower_bfl.strategies._outages import down_in, servers_down
 from flower_bfl.strategies._replies import Contribution
 from flower_bfl.strategies._roster import NOBODY, Association, Trained
+from flower_bfl.strategies._unwatched import Unwatched
 from flower_bfl.strategies._watched import Watched
 from flower_bfl.strategies.aggregation import (
     NotFiniteError,
-    Row,
-    Vector,
     boost,
     normalised,
     partial_aggregates,
     updated_model,
 )
-from flower_bfl.strategies.consensus import agree, initial_mass, mass_after
-from flower_bfl.types import LeftOut, RoundReport
+from flower_bfl.types import LeftOut, RoundReport, Row, Vector
 
 
 class ConsensusBFL(EdgeStrategy):
@@ -155,9 +151,7 @@ class ConsensusBFL(EdgeStrategy):
         self._replay, self._deviation = checked_defences(
             defence, self.consensus, sealed=ledger is not None and mining is not None
         )
-        if edge_rule is not None and not isinstance(edge_rule, EdgeRule):
-            raise ConfigError(f"`edge_rule` must be a rule of flower_bfl.defences, got {edge_rule!r:.80}")
-        self.edge_rule = edge_rule
+        self.edge_rule = checked_edge_rule(edge_rule)
         check_whole_number("quarantine_rounds", quarantine_rounds, 0, 2**31 - 1)
         self.quarantine_rounds = quarantine_rounds
         self.mining = mining
@@ -174,30 +168,16 @@ class ConsensusBFL(EdgeStrategy):
             seed=seed,
             **fedavg,
         )
-        self._watched = None
-        if self.attacks or self._replay is not None:
-            setting = Setting(
-                self.consensus, self.mixing, self._adversary, self._replay, quarantine_rounds,
-                sums=self._sums, weighted=edge_rule is None, sign=self._signed,
-            )  # fmt: skip
-            self._watched = Watched(setting)
-        self._controlled = None
+        self._controlled: Controlled | None = None
         if controller is not None:
             self._controlled = Controlled(
-                controller,
-                network,
-                edge_servers=edge_servers,
-                p2p_rounds=p2p_rounds,
-                most_bytes=most_offloaded_bytes,
-                timeout_s=exchange_timeout_s,
-                seed=seed,
-                key=self.configrecord_key,
-                roster=self._roster,
-                screen_data=self._signatures.screen_data,
-            )
+                controller, network, edge_servers=edge_servers, p2p_rounds=p2p_rounds,
+                most_bytes=most_offloaded_bytes, timeout_s=exchange_timeout_s, seed=seed,
+                key=self.configrecord_key, roster=self._roster, screen_data=self._signatures.screen_data,
+            )  # fmt: skip
         self._recording = ledger is not None
         self._last_miners_server: int | None = None
-        self._states: Vector | None = None  # made once: fresh memory of this size takes as long as filling it
+        self._edge = self._edge_network()
 
     def _round(
         self, server_round: int, trained: Trained, left_out: Sequence[LeftOut]
@@ -213,7 +193,7 @@ class ConsensusBFL(EdgeStrategy):
 
         # 2. Their sums at the edge servers, (8), which agree on them step by step with their neighbours: (9).
         gathered = Gathered(server_round, trained, gradients, [*suspected], down, before, self.layout)
-        agreed = self._agree(gathered)
+        agreed = self._edge.agree(gathered)
         told = tuple(one for one, *_ in suspected.values())
         counted = NOBODY if agreed is None else agreed.trained
         lost = [one for reports in suspected.values() for one in reports]
@@ -227,8 +207,10 @@ class ConsensusBFL(EdgeStrategy):
             after = partial(
                 updated_model, before, agreed.states[leader], float(agreed.mass[leader]), tau, learning_rate
             )
-            published = self._publish(gathered, agreed, leader, passed, after)
-            if published is not None:
+            published = self._edge.proposed(
+                gathered, agreed, leader, passed, partial(self._made, gathered, agreed, after)
+            )
+            if published:
                 break  # else it was voted out for it, and the next one leads
         else:
             return self._skip(server_round, left_out, trained, told)
@@ -256,9 +238,8 @@ class ConsensusBFL(EdgeStrategy):
             signed_devices=trained.signed,
             train=dict(metrics),
         )
-        report, phases = self._written(report, trained, agreed.phases, down, published)
-        self._close_round(report, published.payload, phases)
-        return as_record(read_model(published.payload)), metrics
+        self._write(report, trained, down, published)
+        return as_record(read_model(published[0].payload)), metrics
 
     # -- with a controller: who takes part, and with whose data -------------------------------------------
 
@@ -271,8 +252,7 @@ class ConsensusBFL(EdgeStrategy):
     def _address(self, server_round: int, messages: list[Message], grid: Grid) -> list[Message]:
         if self._controlled is None or not messages:
             return messages
-        away = set() if self._watched is None else self._watched.away(server_round)
-        return self._controlled.open(server_round, messages, grid, away)
+        return self._controlled.open(server_round, messages, grid, self._edge.away(server_round))
 
     def _devices(self, grid: Grid) -> list[int]:
         return super()._devices(grid) if self._controlled is None else self._controlled.devices_of(grid)
@@ -308,20 +288,23 @@ class ConsensusBFL(EdgeStrategy):
         trained, left_out = super()._receive(server_round, replies)
         trained, left_out = trained.joined(pooled), left_out + lost
         trained = self._adversary.poisoned(Role.SERVER, server_round, trained, self._sent_to, self.layout)
-        if self._watched is not None:
-            self._watched.open(server_round)
         dead = servers_down(down_in(self.outages, server_round), 0)
         for sender in trained.at(dead).senders:
             reason = "it is down" if sender.role is Role.SERVER else "its edge server is down"
             left_out += self._without(sender, reason)
         return trained.at(set(range(self.edge_servers)) - dead), left_out
 
-    def _kept_states(self) -> Vector | None:
-        """Room for every step's states, if they are to be recorded; those of the round before are by now."""
-        if self._recording and self._states is None:
-            shape = (self.consensus.p2p_rounds + 1, self.edge_servers, self.layout.size)
-            self._states = np.empty(shape, np.float32)
-        return self._states
+    def _edge_network(self) -> Watched | Unwatched:
+        """How the edge servers agree: watched if one may lie, or somebody looks."""
+        if not self.attacks and self._replay is None:
+            return Unwatched(
+                self.consensus, self.mixing, self._sums, self._leaders, recording=self._recording
+            )
+        setting = Setting(
+            self.consensus, self.mixing, self._adversary, self._replay, self.quarantine_rounds,
+            sums=self._sums, weighted=self.edge_rule is None, sign=self._signed,
+        )  # fmt: skip
+        return Watched(setting)
 
     def _suspected(self, trained: Trained, gradients: Sequence[Row]) -> dict[int, list[LeftOut]]:
         """Whose gradients deviate from the others', by position, and what is lost with them."""
@@ -340,35 +323,6 @@ class ConsensusBFL(EdgeStrategy):
             self.edge_rule, self.layout.size,
         )  # fmt: skip
 
-    def _agree(self, now: Gathered) -> Agreed | None:
-        """(8) and (9); None if nobody is left to lead."""
-        if self._watched is not None:
-            return self._watched.agree(now)
-        trained = now.counted
-        mass = initial_mass(self.consensus, trained.samples, trained.server_of, servers_down(now.down, 0))
-        mixings = mixings_without(now.down, self.mixing, self.consensus.p2p_rounds)
-        last = mass_after(mass, mixings)
-        fit = set(np.flatnonzero(last > 0).tolist()) - servers_down(now.down, self.consensus.p2p_rounds)
-        if (elected := next(self._leaders(now.round, fit), None)) is None:
-            return None
-        leader, _ = elected
-        try:
-            sums = self._sums(now.rows(trained), trained)
-            agreement = agree(sums, self.layout.size, mass, mixings, leader, states=self._kept_states())
-        except NotFiniteError as error:
-            raise now.located(error, trained) from error
-        return Agreed(
-            trained, {leader: agreement.state}, last, lambda _: (agreement.error, agreement.bound), {leader},
-            list(self._state_phases(now, trained, agreement.states)),
-        )  # fmt: skip
-
-    def _state_phases(self, now: Gathered, trained: Trained, states: Vector | None) -> Iterator[Phase]:
-        """Entries of every step, and how many they are."""
-        for step, held in enumerate(states if states is not None else ()):
-            down = servers_down(now.down, max(step - 1, 0))
-            up = {m: self.layout.arrays(held[m]) for m in range(self.edge_servers) if m not in down}
-            yield len(up), consensus_entries(now.round, step, up, None if step else trained)
-
     def _leaders(self, server_round: int, fit: Container[int]) -> Iterator[tuple[int, int]]:
         """Edge servers that can lead, in order, and how many are passed over before each."""
         rule = self.consensus.leader
@@ -383,20 +337,12 @@ class ConsensusBFL(EdgeStrategy):
             if server in fit:
                 yield server, passed
 
-    def _publish(
-        self, now: Gathered, agreed: Agreed, leader: int, passed: int, after: Callable[[], Vector]
-    ) -> Entry | None:
-        """The model that a leader publishes; None if it was voted out for that."""
-
-        def make() -> NamedArrays:
-            try:
-                return self._named(after(), agreed.trained)
-            except NotFiniteError as error:
-                raise now.located(error, agreed.trained) from error
-
-        if self._watched is None:
-            return model_entry(now.round, leader, passed, make())
-        return self._watched.proposed(now, agreed, leader, passed, make)
+    def _made(self, now: Gathered, agreed: Agreed, after: Callable[[], Vector]) -> NamedArrays:
+        """The model of the weights after a round."""
+        try:
+            return self._named(after(), agreed.trained)
+        except NotFiniteError as error:
+            raise now.located(error, agreed.trained) from error
 
     def _lost(self, trained: Trained, counted: Trained, suspected: Container[int]) -> list[LeftOut]:
         """What edge servers trained themselves that take no part any more."""
@@ -416,13 +362,9 @@ class ConsensusBFL(EdgeStrategy):
     ) -> tuple[None, MetricRecord]:
         """The model stays as it is, and the ledger says why; so it does if nobody is left to lead."""
         down = down_in(self.outages, server_round)
-        gone = servers_down(down, self.consensus.p2p_rounds)
-        states: list[Phase] = []
-        if self._watched is not None:
-            if not trained.senders:
-                self._watched.open(server_round)  # nothing came of what was tried
-            gone |= self._watched.out(down)
-            states = self._watched.phases
+        if not trained.senders:
+            self._edge.open(server_round)  # nothing came of what was tried
+        gone = servers_down(down, self.consensus.p2p_rounds) | self._edge.out(down)
         elected = next(self._leaders(server_round, set(range(self.edge_servers)) - gone), None)
         if elected is None:
             raise FlowerBFLError(f"round {server_round}: no edge server is left that could lead it")
@@ -435,30 +377,21 @@ class ConsensusBFL(EdgeStrategy):
             suspected=suspected,
             leader=leader,
         )
-        report, phases = self._written(report, trained if states else NOBODY, states, down, published)
-        self._close_round(report, published.payload, phases)
+        self._write(report, trained if self._edge.phases else NOBODY, down, [published])
         return None, MetricRecord({"left-out": len(left_out), **self._decided()})
 
-    def _written(
-        self,
-        report: RoundReport,
-        trained: Trained,
-        states: Sequence[Phase],
-        down: Sequence[Outage],
-        published: Entry,
-    ) -> tuple[RoundReport, Iterator[Iterable[Entry]]]:
-        """The round's entries, one phase after the other: who trained on what, states and votes, the model.
+    def _write(
+        self, report: RoundReport, trained: Trained, down: Sequence[Outage], published: Sequence[Entry]
+    ) -> None:
+        """Start recording the round, phase by phase: who trained on what, states and votes, the model.
 
-        They are made in the recorder's thread, so that encoding overlaps with training, too.
+        Entries are made in the recorder's thread, so that encoding overlaps with training, too.
         """
-        data = self._data(report.round)
+        data, states = self._data(report.round), self._edge.phases
         if self._controlled is not None:
             report = self._controlled.now.noted(report, self._controlled.clock_s)
-        if self._watched is not None:
-            report = self._watched.noted(report)
-            self._watched.settle()
-        is_recorded = self._watched is not None and self._watched.recorded(published)
-        closing = [] if is_recorded else [published]
+        report = self._edge.close(report)
+        closing = [*published]
         if report.left_out or down:
             payload = report_payload(report.round, report.left_out, down)
             closing.insert(0, Entry(Kind.REPORT, report.round, OPERATOR, payload))
@@ -471,7 +404,8 @@ class ConsensusBFL(EdgeStrategy):
             closing.append(won.entry)
         gradients = gradient_entries(report.round, trained, self._model, self.consensus.learning_rate)
         first = [chain(data, gradients)] if data or trained.senders else []
-        return report, iter([*first, *(entries for _, entries in states), closing])
+        phases = iter([*first, *(entries for _, entries in states), closing])
+        self._close_round(report, published[0].payload, phases)
 
     def _opening(self) -> list[Entry]:
         defences = [each for each in (self._replay, self._deviation) if each is not None]

@@ -24,13 +24,12 @@ from flower_bfl.strategies._roster import Association, Trained
 from flower_bfl.strategies.aggregation import (
     NotFiniteError,
     PartialAggregates,
-    Vector,
     boost,
     contribution_weights,
     updated_model,
     whole,
 )
-from flower_bfl.types import LeftOut, RoundReport
+from flower_bfl.types import LeftOut, RoundReport, Vector
 
 
 class IndependentServers(EdgeStrategy):
