@@ -22,7 +22,6 @@ Runs whose rows are in FOLDER/attacked_training.csv are not run again.
 """
 
 import argparse
-import csv
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +30,17 @@ from time import perf_counter
 from typing import Any, Final
 
 import numpy as np
-from federation import Exam, Federation, Training, mean_and_interval, record, table, values
+from federation import (
+    Exam,
+    Federation,
+    Training,
+    add_rows,
+    mean_and_interval,
+    record,
+    rows_of,
+    table,
+    values,
+)
 from flwr.app import ArrayRecord
 
 from flower_bfl import ConsensusBFL, IndependentServers, MemoryLedger, Mining
@@ -153,7 +162,7 @@ def wanted(seeds: Iterable[int]) -> list[Run]:
 
 
 def run_all(data: Dataset, seeds: Iterable[int], schemes: str, rounds: int, file: Path) -> list[Row]:
-    rows = read(file)
+    rows = rows_of(file)
     done = {(r["partition"], r["seed"], r["scheme"], r["noise"]) for r in rows if int(r["round"]) == rounds}
     current: tuple[str, int] | None = None
     for run in wanted(seeds):
@@ -167,27 +176,10 @@ def run_all(data: Dataset, seeds: Iterable[int], schemes: str, rounds: int, file
             dict(zip(COLUMNS, (*run.key, str(k), f"{accuracy:.4f}", str(found.get(k, 0))), strict=True))
             for k, accuracy in sorted(accuracies.items())
         ]
-        append(file, new)
+        add_rows(file, COLUMNS, new)  # a whole run: one that was stopped begins again
         rows += new
         print(f"{run}: {accuracies[rounds]:.2%}, {perf_counter() - began:.0f} s", flush=True)
     return rows
-
-
-def read(file: Path) -> list[Row]:
-    if not file.exists():
-        return []
-    with file.open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def append(file: Path, rows: Sequence[Row]) -> None:
-    """Add whole runs only, so that a run that was stopped begins again."""
-    new = not file.exists()
-    with file.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 # -- what comes of it ---------------------------------------------------------------------------------------

@@ -4,12 +4,14 @@ Importing it turns Flower's log off. Two kinds of devices: `Walkers` move the mo
 steps, in no time; `Training` trains the package's networks, all devices in one batch.
 """
 
+import csv
 import logging
 import os
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -298,6 +300,24 @@ def mean_and_interval(numbers: Sequence[float]) -> tuple[float, float]:
         return statistics.mean(numbers), float("nan")
     width = float(student_t.ppf(0.975, n - 1)) * statistics.stdev(numbers) / n**0.5
     return statistics.mean(numbers), width
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """What earlier calls have added to a CSV file."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def add_rows(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Add rows to a CSV file, which is made if need be."""
+    new = not file.exists()
+    with file.open("a", newline="") as stream:
+        writer = csv.DictWriter(stream, columns)
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

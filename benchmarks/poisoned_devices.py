@@ -19,7 +19,6 @@ Runs whose row is in FOLDER/poisoned_devices.csv are not run again.
 """
 
 import argparse
-import csv
 import gc
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,9 +36,11 @@ from federation import (
     Metrics,
     Train,
     Training,
+    add_rows,
     flat,
     named,
     record,
+    rows_of,
     shapes_of,
     table,
     values,
@@ -261,7 +262,7 @@ class Bench:
 def run_all(
     data: Dataset, setting: Setting, devices: int, percents: Sequence[int], seeds: int, file: Path | None
 ) -> list[dict[str, Any]]:
-    rows = read(file)
+    rows = [] if file is None else rows_of(file)
     done = {key(row) for row in rows}
     for seed in range(seeds):
         for kind in PARTITIONS:
@@ -281,7 +282,8 @@ def run_all(
                     for method, make in missing:
                         found = bench.run(make, is_ours(method))
                         row = dict(zip(COLUMNS, map(str, (*case, method, seed)), strict=False)) | found
-                        append(file, row)
+                        if file is not None:
+                            add_rows(file, COLUMNS, [row])
                         rows.append(row)
                         fresh += 1
                 if fresh:
@@ -292,24 +294,6 @@ def run_all(
 
 def key(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(row[name]) for name in COLUMNS[:7])
-
-
-def read(file: Path | None) -> list[dict[str, Any]]:
-    if file is None or not file.exists():
-        return []
-    with file.open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def append(file: Path | None, row: Mapping[str, object]) -> None:
-    if file is None:
-        return
-    new = not file.exists()
-    with file.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 # -- tables -------------------------------------------------------------------------------------------------

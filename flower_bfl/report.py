@@ -301,9 +301,10 @@ def _any(*series: _Series) -> bool:
 
 
 def _above(least: float, rounds: list[Round], key: str) -> _Series:
-    """What a logarithmic axis can show."""
+    """What a logarithmic axis can show, with gaps for the rest; nothing if that is all."""
     numbers, values = _series(rounds, key)
-    return numbers[values > least], values[values > least]
+    shown = values > least
+    return (numbers, np.where(shown, values, np.nan)) if shown.any() else (numbers[:0], values[:0])
 
 
 def _line(axes: "Axes", series: _Series, colour: str, label: str | None = None, style: str = "-") -> None:

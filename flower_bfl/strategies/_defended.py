@@ -46,8 +46,10 @@ def checked_defences(
     if not replays:
         return None, next(iter(deviations), None)
     if not sealed:
-        rule = "needs `ledger`, which it replays, and `mining`: unsealed models can be voted down"
-        raise ConfigError(f"`defence` Replay {rule}, got none")
+        raise ConfigError(
+            "`defence` Replay needs `ledger`, which it replays, and `mining`, without which a model counts "
+            "before anybody can vote, got none"
+        )
     servers, steps = consensus.edge_servers, consensus.p2p_rounds + 1
     if servers < 3:
         raise ConfigError(
