@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from flower_bfl.config import AutoRounds as AutoRounds
 from flower_bfl.config import Mining as Mining
 from flower_bfl.config import Outage as Outage
 from flower_bfl.errors import ConfigError as ConfigError
@@ -23,6 +24,7 @@ __all__ = [  # noqa: RUF022  # by what they are for
     "ConsensusBFL",
     "IndependentServers",
     "OnLedger",
+    "AutoRounds",
     "Mining",
     "Outage",
     "RoundReport",

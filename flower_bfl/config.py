@@ -1,7 +1,7 @@
 """Settings as frozen dataclasses, checked when they are made."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -126,11 +126,36 @@ class ContractRules:
 
 
 @dataclass(frozen=True)
+class AutoRounds:
+    """As many consensus steps φ_k as a round needs, Corollary 1; `p2p_rounds="auto"` is `AutoRounds()`.
+
+    The smallest number of steps after which no edge server that can lead is further than √(ξ_k/√K) from the
+    sum, by λ and by how far the partial aggregates of the round are apart: docs/theory.md.
+    """
+
+    tolerance: float = 0.1  # ξ_k / ‖Σ a_m‖²; with `absolute` ξ itself, in units of a squared gradient
+    absolute: bool = False
+    most: int = 64  # steps that a round takes at most
+    rounds: int | None = None  # K; None: as many as `start` is asked for
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < float("inf"):
+            raise ConfigError(f"`tolerance` must be positive and finite, got {self.tolerance}")
+        object.__setattr__(self, "tolerance", float(self.tolerance))
+        check_whole_number("most", self.most, 1, 2**16 - 1)
+        if self.rounds is not None:
+            check_whole_number("rounds", self.rounds, 1, 2**32 - 2)
+
+    def __str__(self) -> str:
+        return f"up to {self.most}"
+
+
+@dataclass(frozen=True)
 class Consensus:
     """How the edge servers agree."""
 
     edge_servers: int = 3  # M
-    p2p_rounds: int = 5  # φ
+    p2p_rounds: int | AutoRounds = 5  # φ
     mass: Mass = "count"  # what x_m is divided by: 1/M (the paper's M·x_m) or the data share s_m
     leader: LeaderRule = (
         "random"  # drawn from the last block's hash, the last miner's, or always the given one
@@ -139,7 +164,12 @@ class Consensus:
 
     def __post_init__(self) -> None:
         check_whole_number("edge_servers", self.edge_servers, 1, 2**16 - 1)
-        check_whole_number("p2p_rounds", self.p2p_rounds, 0, 2**16 - 1)
+        if isinstance(self.p2p_rounds, str):
+            raise ConfigError(
+                f"`p2p_rounds` must be a whole number, 'auto' or an AutoRounds, got {self.p2p_rounds!r}"
+            )
+        if not isinstance(self.p2p_rounds, AutoRounds):
+            check_whole_number("p2p_rounds", self.p2p_rounds, 0, 2**16 - 1)
         servers = range(self.edge_servers)
         if self.mass not in get_args(Mass):
             raise ConfigError(f"`mass` must be one of {get_args(Mass)}, got {self.mass!r}")
@@ -149,3 +179,16 @@ class Consensus:
             )
         if not 0 < self.learning_rate < float("inf"):
             raise ConfigError(f"`learning_rate` must be positive and finite, got {self.learning_rate}")
+        object.__setattr__(self, "learning_rate", float(self.learning_rate))  # 1 is recorded as 1.0, too
+
+    @property
+    def most_steps(self) -> int:
+        """φ, or as many as φ_k may come to in any round."""
+        return self.p2p_rounds.most if isinstance(self.p2p_rounds, AutoRounds) else self.p2p_rounds
+
+    def expecting(self, rounds: int) -> "Consensus":
+        """With K for those that choose φ_k by it, unless they were given it."""
+        auto = self.p2p_rounds
+        if not isinstance(auto, AutoRounds) or auto.rounds is not None:
+            return self
+        return replace(self, p2p_rounds=replace(auto, rounds=max(rounds, 1)))

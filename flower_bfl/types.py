@@ -103,10 +103,11 @@ class RoundReport:
     false_positives: int | None = None  # others
     missed: int | None = None  # attackers that acted and were neither
     leader: int | None = None
-    p2p_rounds: int = 0  # φ
+    p2p_rounds: int = 0  # φ_k, steps that were taken
     spectral_radius: float = 0.0  # λ
     consensus_error: float | None = None  # ‖x/s − Σa‖ of the leader
     consensus_bound: float | None = None  # λ^φ ‖a − s·Σa‖_F / s
+    consensus_target: float | None = None  # √(ξ_k/√K), what the error may be; None for a fixed φ
     boost: float | None = None  # τ
     miner: str = ""  # who sealed the block; empty where nobody mines
     mining_seconds: float | None = None  # simulated time of the race
@@ -141,7 +142,7 @@ class RoundReport:
         parts = [f"round {self.round}: {self.devices} devices"]
         parts += [f"{name} {value:.4g}" for name, value in self.evaluate.items() if isinstance(value, float)]
         if self.consensus_error is not None:
-            parts.append(f"consensus error {self.consensus_error:.2g}")
+            parts.append(f"consensus error {self.consensus_error:.2g}{self._of_its_target()}")
         if self.ledger.transactions:
             cost = self.ledger
             parts.append(
@@ -164,3 +165,11 @@ class RoundReport:
         if self.suspected:
             parts.append(f"suspected: {', '.join(one.who for one in self.suspected)}")
         return ", ".join(parts)
+
+    def _of_its_target(self) -> str:
+        """After how many steps, where a round chooses them, and whether they were enough."""
+        if self.consensus_target is None or self.consensus_bound is None:
+            return ""
+        enough = self.consensus_bound <= self.consensus_target
+        told = "target" if enough else f"not enough: its bound {self.consensus_bound:.2g} is above the target"
+        return f" after {self.p2p_rounds} steps ({told} {self.consensus_target:.2g})"

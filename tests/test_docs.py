@@ -67,6 +67,12 @@ def test_the_examples_of_keys_run(tmp_path, monkeypatch, federation):
     assert names["app"] is not None
 
 
+def test_the_examples_of_the_theory_run(capsys):
+    names = run_page("theory.md", {})
+    assert f" {names['terms'].total}\n" in capsys.readouterr().out
+    assert names["strategy"].consensus.p2p_rounds.absolute
+
+
 def test_the_examples_of_the_network_model_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (example,) = blocks(ROOT / "docs" / "network-model.md", "toml")

@@ -7,6 +7,7 @@ anew and compared; digests are computed only to name a difference.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from flower_bfl.config import Consensus, Outage, check_outages
 from flower_bfl.defences import Defence, Deviation, EdgeRule, Replay
 from flower_bfl.errors import ConfigError, LedgerError, PayloadError
 from flower_bfl.network import Mixing
+from flower_bfl.strategies._enough_steps import planned
 from flower_bfl.strategies._layout import Layout
 from flower_bfl.strategies._outages import (
     known_from,
@@ -38,6 +40,7 @@ from flower_bfl.strategies._outages import (
     set_aside,
 )
 from flower_bfl.strategies.aggregation import (
+    Known,
     NotFiniteError,
     PartialAggregates,
     boost,
@@ -61,6 +64,7 @@ class _Agreed:
     """What a round's last consensus comes to."""
 
     trained: Trained
+    steps: int  # φ_k
     states: Vector  # x^(φ), shape (m, p)
     mass: Floats  # after the last step, shape (m,)
     fit: frozenset[int]  # edge servers that can lead
@@ -108,7 +112,7 @@ class TrainingRules:
         votes = Votes(now, self.domain, exact=exact, servers=self.consensus.edge_servers)
 
         # (8) and (9), each time anew without those who were voted out.
-        first, steps, barred = 0, self.consensus.p2p_rounds + 1, set(now.barred)
+        first, steps, barred = 0, self.consensus.most_steps + 1, set(now.barred)
         while isinstance(agreed := self._agree(now, before, votes, barred, down, first), int):
             for (step, _), state in now.states.items():
                 if first + agreed < step < first + steps:
@@ -117,12 +121,12 @@ class TrainingRules:
             down, first = known_from(down, agreed), first + steps
             barred |= votes.barred
         for (step, _), state in now.states.items():
-            if step >= first + (steps if agreed is not None else 0):
-                rule = f"consensus must take {steps - 1} steps"
+            if agreed is not None and step > first + agreed.steps:
+                rule = f"consensus must take {agreed.steps} steps"
                 raise wrong(state, rule, "no further state", f"x^({step})")
 
         # (10)-(12): the leader's update; one that was voted out for its own made way for the next.
-        last, unchanged = self.consensus.p2p_rounds, model_payload(now.number, before)
+        last, unchanged = self.consensus.most_steps, model_payload(now.number, before)
         for place, at in enumerate(now.models):
             out = barred | votes.barred
             if agreed is None or not agreed.fit - out:  # nobody can lead who has anything to say
@@ -159,38 +163,45 @@ class TrainingRules:
         """
         aside = set_aside(self.mixing, barred, down)
         down = [*down, *(Outage(now.number, server=server) for server in sorted(aside))]
-        last = self.consensus.p2p_rounds
         trained = read_trained(now, model_digest(now.number - 1, before), self.layout, first)
-        if self.defences and now.gradients and not now.states:
-            rule = "recorded gradients must be summed up"
-            raise wrong(next(iter(now.gradients.values())), rule, "x^(0) of edge servers", "no state")
+        self._check_states(now, trained, first)
         if not trained.senders:
-            for (step, _), state in now.states.items():
-                if step >= first:
-                    raise wrong(state, "a round without gradients must have no consensus", "no state", "one")
             return None
         if self.defences:
             trained = self._counted(now, before, trained, first, servers_down(down, 0))
 
         mass = initial_mass(self.consensus, trained.samples, trained.server_of, servers_down(down, 0))
-        mixings = mixings_without(down, mixing_of_the_rest(self.mixing, aside), last)
+        mixings: Sequence[Mixing]
+        mixings = mixings_without(down, mixing_of_the_rest(self.mixing, aside), self.consensus.most_steps)
         states = self._partials(now, trained)
         fit: frozenset[int] | None = None  # until the last step
         before_it: Vector | None = None
-        for step in range(last + 1):
+        for step in count():
             terms = partial(self._terms, trained, before_it, mixings[step - 1] if step else None)
             found = self._wrong_states(now, first, step, states, trained, down, terms)
-            if step == last:
+            if step == 0:  # of what is recorded, which may be in the run's arithmetic
+                rounds, size = self.consensus.p2p_rounds, self.layout.size
+                mixings = planned(rounds, Known(states), size, mass, mixings, down).mixings
+            if step == (last := len(mixings)):
                 mass, gone = mass_after(mass, mixings), servers_down(down, last)
                 fit = frozenset(m for m in range(len(mass)) if mass[m] > 0 and m not in gone)
             if votes.judged(first + step, found, fit):
                 return step
             self._raise(now, first + step, found, trained, step)
-            if step < last:
-                before_it = states
-                states = whole(Mixed(mixings[step], states), len(states), self.layout.size)
-        assert fit is not None
-        return _Agreed(trained, states, mass, fit)
+            if fit is not None:
+                return _Agreed(trained, step, states, mass, fit)
+            before_it = states
+            states = whole(Mixed(mixings[step], states), len(states), self.layout.size)
+        raise AssertionError("a consensus ends")
+
+    def _check_states(self, now: Round, trained: Trained, first: int) -> None:
+        """Where there are gradients there must be states, and the other way round."""
+        if self.defences and now.gradients and not now.states:
+            rule = "recorded gradients must be summed up"
+            raise wrong(next(iter(now.gradients.values())), rule, "x^(0) of edge servers", "no state")
+        for (step, _), state in now.states.items():
+            if step >= first and not trained.senders:
+                raise wrong(state, "a round without gradients must have no consensus", "no state", "one")
 
     @cached_property
     def _rounding(self) -> Rounding:

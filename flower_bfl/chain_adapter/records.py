@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from flower_bfl.chain_adapter.base import Role, Sender
 from flower_bfl.chain_adapter.encoding import Arrays, decode, digest, encode, shallow
-from flower_bfl.config import Consensus, Outage
+from flower_bfl.config import AutoRounds, Consensus, Outage
 from flower_bfl.errors import ConfigError, PayloadError
 from flower_bfl.types import LeftOut
 
-FORMAT = "flower-bfl 4"
+FORMAT = "flower-bfl 5"
 NamedArrays = dict[str, NDArray[np.generic]]
 
 
@@ -35,6 +35,8 @@ class RunRules:
     def encode(self) -> bytes:
         """As the payload of a RULES entry."""
         fields = {} if self.consensus is None else asdict(self.consensus)
+        if self.consensus is not None and isinstance(self.consensus.p2p_rounds, AutoRounds):
+            fields |= _auto_fields(self.consensus.p2p_rounds)
         if self.defences:
             fields["defences"] = "\n".join(self.defences)
         if self.edge_rule:
@@ -57,7 +59,7 @@ class RunRules:
             leader = metadata["leader"]
             consensus = Consensus(
                 edge_servers=int(metadata["edge-servers"]),
-                p2p_rounds=int(metadata["p2p-rounds"]),
+                p2p_rounds=_p2p_rounds(metadata),
                 mass=metadata["mass"],  # type: ignore[arg-type]  # checked there
                 leader=leader if leader in ("random", "reputation") else int(leader),  # type: ignore[arg-type]
                 learning_rate=float(metadata["learning-rate"]),
@@ -69,6 +71,28 @@ class RunRules:
             raise PayloadError(f"a RULES payload does not say how models are made: {error}") from error
         defences = metadata["defences"].split("\n") if "defences" in metadata else ()
         return cls(strategy, consensus, mixing, tuple(defences), metadata.get("edge-rule", ""))
+
+
+def _auto_fields(auto: AutoRounds) -> dict[str, object]:
+    """How the steps of a round are counted, beside the constants of every run."""
+    if auto.rounds is None:
+        raise ConfigError(
+            "`p2p_rounds` must say how many `rounds` there are, unless `start` does, "
+            "got AutoRounds(rounds=None)"
+        )
+    fields = {"most_p2p_rounds": auto.most, "tolerance": float(auto.tolerance), "rounds": auto.rounds}
+    return {"p2p_rounds": "auto", **fields} | ({"absolute": "yes"} if auto.absolute else {})
+
+
+def _p2p_rounds(metadata: Mapping[str, str]) -> int | AutoRounds:
+    if metadata["p2p-rounds"] != "auto":
+        return int(metadata["p2p-rounds"])
+    return AutoRounds(
+        float(metadata["tolerance"]),
+        "absolute" in metadata,
+        int(metadata["most-p2p-rounds"]),
+        int(metadata["rounds"]),
+    )
 
 
 @dataclass(frozen=True)

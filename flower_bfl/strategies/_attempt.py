@@ -1,6 +1,6 @@
 """One consensus from x^(0) on, in which edge servers may publish what does not follow, and others check."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -13,10 +13,11 @@ from flower_bfl.defences import Replay
 from flower_bfl.defences.replay import same_bits
 from flower_bfl.network import without
 from flower_bfl.strategies._dispute import Agreed, Dispute, Gathered
+from flower_bfl.strategies._enough_steps import planned
 from flower_bfl.strategies._journal import consensus_entries
 from flower_bfl.strategies._outages import mixing_of_the_rest, mixings_without, servers_down
 from flower_bfl.strategies._roster import Trained
-from flower_bfl.strategies.aggregation import each_block, terms_of_sum, whole
+from flower_bfl.strategies.aggregation import Known, each_block, terms_of_sum, whole
 from flower_bfl.strategies.consensus import (
     Mixed,
     error_and_bound,
@@ -55,12 +56,22 @@ class Attempt:
         gone = servers_down(self._down, 0)
         self._mass = initial_mass(setting.consensus, trained.samples, trained.server_of, gone)
         mixing = mixing_of_the_rest(setting.mixing, dispute.aside)
-        self._mixings = mixings_without(self._down, mixing, setting.consensus.p2p_rounds)
+        self._mixings = mixings_without(self._down, mixing, setting.consensus.most_steps)
+        self._target: float | None = None
         self._up: list[int] = []  # who publishes in the current step
         self._silent: set[int] = set()
         self._published: list[Vector] = []  # x^(l) as recorded, (m, p) each
         self._sent: dict[int, Vector] = {}  # what equivocators sent to some in place of it
         self._lies: list[Entry] = []  # false votes of the current step
+
+    def steps(self) -> Iterator[int]:
+        """0, 1, …, φ_k, which is known once x^(0) is published."""
+        yield 0
+        start, size = Known(self._published[0]), self._layout.size
+        rounds = self._setting.consensus.p2p_rounds
+        plan = planned(rounds, start, size, self._mass, self._mixings, self._down)
+        self._mixings, self._target = list(plan.mixings), plan.target
+        yield from range(1, len(plan.mixings) + 1)
 
     def publish(self, step: int) -> None:
         """Everybody's x^(l), true or not, on its way to the ledger."""
@@ -116,18 +127,16 @@ class Attempt:
     def agreed(self) -> Agreed:
         """What everybody holds in the end."""
         mass, states = mass_after(self._mass, self._mixings), self._published[-1]
-        down = servers_down(self._down, len(self._mixings)) | self._silent
-
-        part = [m for m in range(len(states)) if m not in self._dispute.aside]
-        mixings = [mixing[np.ix_(part, part)] for mixing in self._mixings]
+        steps = len(self._mixings)
+        down = servers_down(self._down, steps) | self._silent
 
         def error(server: int) -> tuple[float, float]:
-            last = float(mass[server])
-            return error_and_bound(self._published[0][part], states[server], self._mass[part], last, mixings)
+            start, last = self._published[0], float(mass[server])
+            return error_and_bound(start, states[server], self._mass, last, self._mixings)
 
         held = {server: states[server] for server in range(len(states)) if server not in down}
         fit = {server for server in held if mass[server] > 0}
-        return Agreed(self._trained, held, mass, error, fit)
+        return Agreed(self._trained, held, mass, steps, self._target, error, fit)
 
     # -- what is found ------------------------------------------------------------------------------------
 

@@ -129,6 +129,10 @@ class Controlled:
         self.now = DecidedRound()
         self.clock_s = 0.0  # simulated seconds so far
 
+    def places(self) -> dict[str, object]:
+        """Where edge servers and devices are, see `Planner.places`."""
+        return self._planner.places()
+
     def gather(
         self, server_round: int, config: ConfigRecord, grid: Grid, wanted: Mapping[str, int], wait: Wait
     ) -> list[int]:

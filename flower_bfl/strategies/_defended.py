@@ -15,7 +15,7 @@ def checked_attacks(attacks: Attack | Iterable[Attack], consensus: Consensus) ->
     if not isinstance(attacks, Iterable):
         raise ConfigError(f"`attacks` must be attacks of flower_bfl.attacks, got {attacks!r:.80}")
     attacks = tuple(attacks)
-    servers, last = consensus.edge_servers, consensus.p2p_rounds
+    servers, last = consensus.edge_servers, consensus.most_steps
     for attack in attacks:
         if not isinstance(attack, Attack) or type(attack) in (Attack, Falsification, Poisoning):
             raise ConfigError(f"`attacks` must be attacks of flower_bfl.attacks, got {attack!r:.80}")
@@ -50,7 +50,7 @@ def checked_defences(
             "`defence` Replay needs `ledger`, which it replays, and `mining`, without which a model counts "
             "before anybody can vote, got none"
         )
-    servers, steps = consensus.edge_servers, consensus.p2p_rounds + 1
+    servers, steps = consensus.edge_servers, consensus.most_steps + 1
     if servers < 3:
         raise ConfigError(
             f"`edge_servers` must be at least 3 with Replay, got {servers}: "

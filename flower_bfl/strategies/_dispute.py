@@ -75,6 +75,8 @@ class Agreed:
     trained: Trained  # whose gradients are in it, at the edge servers that summed them up
     states: Mapping[int, Vector]  # x_m^(φ)
     mass: Floats  # s_m, (m,)
+    steps: int  # φ_k
+    target: float | None  # what the error may be; None for a fixed φ
     error: Callable[[int], tuple[float, float]]  # consensus error of an edge server, and its bound
     fit: Container[int]  # edge servers that can lead
 

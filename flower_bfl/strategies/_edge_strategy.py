@@ -111,6 +111,7 @@ class EdgeStrategy(FedAvg):
         """Flower's loop of rounds; returns when the last round's blocks are part of the chain."""
         if self._layout is not None:
             raise ConfigError("a strategy must run once, got a second `start`: make a new one for a new run")
+        self._expect(num_rounds)
         self._begin(initial_arrays)
         noting = None
         if evaluate_fn is not None:
@@ -214,6 +215,9 @@ class EdgeStrategy(FedAvg):
     @abstractmethod
     def _skip(self, server_round: int, left_out: Sequence[LeftOut]) -> tuple[None, MetricRecord]:
         """A round without a usable reply."""
+
+    def _expect(self, rounds: int) -> None:
+        """Before a run of so many rounds."""
 
     def _settings(self) -> dict[str, object]:
         return {"Edge servers": self.edge_servers}

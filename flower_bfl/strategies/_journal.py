@@ -58,6 +58,14 @@ class Journal:
         keys = "keys derived from the seed: a simulation" if self._simulated else "keys as given"
         return f"{type(self.ledger).__name__}, {keys}"
 
+    def signature(self, sender: Sender, server_round: int, step: int, name: bytes) -> bytes:
+        """An edge server's signature of a state."""
+        from flower_bfl.chain_adapter.signing import sign  # late: it brings Ethereum's libraries
+
+        assert self.ledger is not None
+        key, domain = self.keys(sender), self.ledger.domain
+        return sign(key, domain, Kind.CONSENSUS, server_round, step, name)
+
     def begin(self, rules: ContractRules, opening: Sequence[Entry]) -> None:
         """Open the ledger and start recording what comes before the first round."""
         if any(self._recorder.head):
@@ -67,6 +75,11 @@ class Journal:
         self._recorder.open(self.keys, rules)
         self._recorder.submit([opening])
         self._draft = _Draft(RoundReport(round=0))
+
+    def save_network(self, network: Mapping[str, object]) -> None:
+        """Keep where edge servers and devices are, for who draws the run afterwards."""
+        if self._run_folder is not None:
+            self._run_folder.save_network(network)
 
     def write(self, report: RoundReport, payload: bytes, phases: Phases) -> None:
         """Start recording a round; its report and model.safetensors follow when the blocks are there."""

@@ -119,6 +119,14 @@ class Planner:
         self._spent_j = np.zeros(network.devices)
         self._rounds = 0
 
+    def places(self) -> dict[str, object]:
+        """Where edge servers and devices are, metres from the centre; devices stay there."""
+        return {
+            "area_m": self.network.radio.area_m,
+            "edge_servers_m": self.network.places_m.round(1).tolist(),
+            "devices_m": self._process.positions_m.round(1).tolist(),
+        }
+
     def decide(
         self,
         devices: Sequence[int],

@@ -1,4 +1,4 @@
-"""The folder that a run leaves behind: rounds.jsonl and the global model."""
+"""The folder that a run leaves behind: rounds.jsonl, the global model, and the network of a controller."""
 
 import json
 import math
@@ -34,6 +34,11 @@ class RunFolder:
         with self._writing():
             part.write_bytes(payload)
             part.replace(self.path / "model.safetensors")
+
+    def save_network(self, network: Mapping[str, object]) -> None:
+        """Write network.json: where edge servers and devices are."""
+        with self._writing():
+            (self.path / "network.json").write_text(json.dumps(network) + "\n", encoding="utf-8")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -6,14 +6,16 @@ import numpy as np
 
 from flower_bfl.chain_adapter.base import Entry
 from flower_bfl.chain_adapter.records import NamedArrays
-from flower_bfl.config import Consensus, Outage
+from flower_bfl.config import AutoRounds, Consensus, Outage
 from flower_bfl.network import Mixing
 from flower_bfl.strategies._dispute import Agreed, Gathered, Phase, Sums
+from flower_bfl.strategies._enough_steps import planned
 from flower_bfl.strategies._journal import consensus_entries, model_entry
 from flower_bfl.strategies._outages import mixings_without, servers_down
-from flower_bfl.strategies.aggregation import NotFiniteError
+from flower_bfl.strategies._roster import Trained
+from flower_bfl.strategies.aggregation import Known, NotFiniteError, whole
 from flower_bfl.strategies.consensus import agree, initial_mass, mass_after
-from flower_bfl.types import RoundReport, Vector
+from flower_bfl.types import RoundReport, Row, Vector
 
 Leaders = Callable[[int, Container[int]], Iterator[tuple[int, int]]]
 """Those who can lead a round, in order, and how many are passed over before each."""
@@ -56,18 +58,19 @@ class Unwatched:
     def agree(self, now: Gathered) -> Agreed | None:
         """The consensus (9), for the one that is to lead; None if nobody can."""
         self.open(now.round)
-        trained, steps = now.counted, self._consensus.p2p_rounds
+        trained, size = now.counted, now.layout.size
         mass = initial_mass(self._consensus, trained.samples, trained.server_of, servers_down(now.down, 0))
-        mixings = mixings_without(now.down, self._mixing, steps)
-        last = mass_after(mass, mixings)
-        fit = set(np.flatnonzero(last > 0).tolist()) - servers_down(now.down, steps)
-        leader, _ = next(self._leaders(now.round, fit), (None, 0))
-        if leader is None:
-            return None
-        kept = self._kept_states(now.layout.size)
+        mixings = mixings_without(now.down, self._mixing, self._consensus.most_steps)
         try:
-            sums = self._sums(now.rows(trained), trained)
-            agreement = agree(sums, now.layout.size, mass, mixings, leader, states=kept)
+            sums = self._partials(now, trained)
+            plan = planned(self._consensus.p2p_rounds, sums, size, mass, mixings, now.down)
+            steps, last = len(plan.mixings), mass_after(mass, plan.mixings)
+            fit = set(np.flatnonzero(last > 0).tolist()) - servers_down(now.down, steps)
+            leader, _ = next(self._leaders(now.round, fit), (None, 0))
+            if leader is None:
+                return None
+            kept = self._kept_states(steps + 1, size)
+            agreement = agree(sums, size, mass, plan.mixings, leader, states=kept)
         except NotFiniteError as error:
             raise now.located(error, trained) from error
         for step, held in enumerate(kept if kept is not None else ()):
@@ -75,8 +78,9 @@ class Unwatched:
             up = {m: now.layout.arrays(state) for m, state in enumerate(held) if m not in down}
             entries = consensus_entries(now.round, step, up, None if step else trained)
             self.phases.append((len(up), entries))
+        told = agreement.error, agreement.bound
         states = {leader: agreement.state}
-        return Agreed(trained, states, last, lambda _: (agreement.error, agreement.bound), {leader})
+        return Agreed(trained, states, last, steps, plan.target, lambda _: told, {leader})
 
     def proposed(
         self, now: Gathered, agreed: Agreed, leader: int, passed: int, make: Callable[[], NamedArrays]
@@ -88,9 +92,18 @@ class Unwatched:
         """End the round; there is nothing to report."""
         return report
 
-    def _kept_states(self, size: int) -> Vector | None:
-        """Room for every step's states, if they are to be recorded; those of the round before are by now."""
-        if self._recording and self._states is None:
-            shape = (self._consensus.p2p_rounds + 1, self._consensus.edge_servers, size)
-            self._states = np.empty(shape, np.float32)
-        return self._states
+    def _partials(self, now: Gathered, trained: Trained) -> Row:
+        """The sums (8), worked out where they are read, or at once if they are read twice."""
+        sums = self._sums(now.rows(trained), trained)
+        if not isinstance(self._consensus.p2p_rounds, AutoRounds):
+            return sums
+        return Known(whole(sums, self._consensus.edge_servers, now.layout.size))
+
+    def _kept_states(self, count: int, size: int) -> Vector | None:
+        """Room for so many steps' states, if they are to be recorded; the round before's are by now."""
+        if not self._recording:
+            return None
+        if self._states is None or len(self._states) < count:
+            self._states = None  # first, so that its memory can be used again
+            self._states = np.empty((count, self._consensus.edge_servers, size), np.float32)
+        return self._states[:count]

@@ -49,7 +49,7 @@ class Watched:
     def agree(self, now: Gathered) -> Agreed | None:
         """The consensus (9) of those who are not voted out; None if nobody is left who trained."""
         self.open(now.round)
-        steps, servers = self._setting.consensus.p2p_rounds + 1, self._setting.consensus.edge_servers
+        most, servers = self._setting.consensus.most_steps, self._setting.consensus.edge_servers
         down, first_step = list(now.down), 0
         while True:
             barred, self._now.aside = self._now.barred, self.out(down)
@@ -59,7 +59,7 @@ class Watched:
                 return None
             try:
                 attempt = Attempt(self._now, now, trained, down, first_step)
-                for step in range(steps):
+                for step in attempt.steps():
                     attempt.publish(step)
                     attempt.let_vote(step)
                     if self._now.barred != barred:
@@ -69,7 +69,7 @@ class Watched:
             except NotFiniteError as error:
                 raise now.located(error, trained) from error
             self._now.broken_off = max(self._now.broken_off, step)
-            down, first_step = known_from(down, step), first_step + steps
+            down, first_step = known_from(down, step), first_step + most + 1
 
     def proposed(
         self, now: Gathered, agreed: Agreed, leader: int, passed: int, make: Callable[[], NamedArrays]
@@ -109,7 +109,7 @@ class Watched:
             wanted = model_entry(now.round, leader, passed, expected)
             evidence = Evidence("model", passed, digest(published[0].payload), digest(wanted.payload))
         self._now.seconds += perf_counter() - began
-        down = servers_down(now.down, setting.consensus.p2p_rounds)
+        down = servers_down(now.down, agreed.steps)
         votes = self._now.votes_on({leader: evidence}, set(range(setting.consensus.edge_servers)) - down)
         if not silent and leader not in self._now.barred:
             return [*published, *votes]

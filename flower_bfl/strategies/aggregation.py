@@ -132,7 +132,7 @@ def partial_aggregates(
     rows = normalised(gradients, steps, size)
     for server in np.unique(server_of):
         partials[server] = shares[server] * rule.combine(rows[server_of == server]).astype(np.float64)
-    return _Known(partials)
+    return Known(partials)
 
 
 def normalised(gradients: Sequence[Row], steps: Integers, size: int) -> Vector:
@@ -146,7 +146,7 @@ def normalised(gradients: Sequence[Row], steps: Integers, size: int) -> Vector:
 
 
 @dataclass(frozen=True, eq=False)
-class _Known:
+class Known:
     """Partial aggregates that were worked out before."""
 
     partials: Vector  # (m, p)

@@ -56,7 +56,7 @@ def agree(
             states[:, :, part] = reach_consensus(start, mixings)
         return _squares(start, state[part], mass, final_mass)
 
-    error, bound = _error_and_bound(each_block(size, work), final_mass, mixings)
+    error, bound = _error_and_bound(each_block(size, work), mass, final_mass, mixings)
     return Agreement(server, state, final_mass, error, bound, states)
 
 
@@ -65,7 +65,7 @@ def error_and_bound(
 ) -> tuple[float, float]:
     """`error` and `bound` of an `Agreement`. (m, p), (p,), (m,), s_m after the steps."""
     parts = each_block(state.size, lambda part: _squares(partials[:, part], state[part], mass, final_mass))
-    return _error_and_bound(parts, final_mass, mixings)
+    return _error_and_bound(parts, mass, final_mass, mixings)
 
 
 def _squares(start: Vector, state: Vector, mass: Floats, final_mass: float) -> tuple[float, float]:
@@ -77,10 +77,12 @@ def _squares(start: Vector, state: Vector, mass: Floats, final_mass: float) -> t
 
 
 def _error_and_bound(
-    squares: Sequence[tuple[float, float]], final_mass: float, mixings: Sequence[Mixing]
+    squares: Sequence[tuple[float, float]], mass: Floats, final_mass: float, mixings: Sequence[Mixing]
 ) -> tuple[float, float]:
     error, distance = (math.sqrt(sum(column)) for column in zip(*squares, (0.0, 0.0), strict=True))
-    contraction = math.prod(spectral_radius(mixing) for mixing in mixings)
+    alone = [m for m in range(len(mass)) if not any(np.count_nonzero(matrix[m]) > 1 for matrix in mixings)]
+    part = [m for m in range(len(mass)) if m not in alone or mass[m] > 0]  # others never had a part in it
+    contraction = math.prod(spectral_radius(mixing[np.ix_(part, part)]) for mixing in mixings)
     return error, contraction * distance / final_mass
 
 

@@ -6,7 +6,7 @@ from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import Unpack
+from typing import Literal, Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -16,6 +16,7 @@ from flower_bfl.attacks import Attack
 from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Ledger, Role, Sender, draw_leader
 from flower_bfl.chain_adapter.records import RunRules, model_payload, read_model, report_payload
 from flower_bfl.config import (
+    AutoRounds,
     Consensus,
     ContractRules,
     LeaderRule,
@@ -79,7 +80,7 @@ class ConsensusBFL(EdgeStrategy):
     graph : links between them: "complete", "ring", "line", "star", "random", or a list of pairs.
     mixing : consensus weights Λ: "laplacian" (the paper's I − d·L), "metropolis", or an (M, M) matrix.
     laplacian_step : d of the Laplacian weights, in (0, 1/M); 0.9/M by default.
-    p2p_rounds : consensus steps φ a round.
+    p2p_rounds : consensus steps φ a round, "auto" or an `AutoRounds`: as many as the round needs.
     mass : "count" (the paper's M·x_m) or "data" (ratio consensus); "data" by default where p2p_rounds is 0.
     leader : "random" (drawn from the last block's hash), "reputation" (the edge server whose device mined the
         last block) or the index of an edge server. If it cannot lead, the next one does.
@@ -116,7 +117,7 @@ class ConsensusBFL(EdgeStrategy):
         graph: Graph = "complete",
         mixing: MixingName | ArrayLike = "laplacian",
         laplacian_step: float | None = None,
-        p2p_rounds: int = 5,
+        p2p_rounds: int | Literal["auto"] | AutoRounds = 5,
         mass: Mass | None = None,
         leader: LeaderRule = "random",
         association: Association | None = None,
@@ -139,9 +140,9 @@ class ConsensusBFL(EdgeStrategy):
         wait_for_nodes_s: float = 300.0,
         **fedavg: Unpack[FedAvgArguments],
     ) -> None:
-        self.consensus = Consensus(
-            edge_servers, p2p_rounds, mass or ("count" if p2p_rounds else "data"), leader, learning_rate
-        )
+        rounds = AutoRounds() if p2p_rounds == "auto" else p2p_rounds
+        mass = mass or ("count" if rounds else "data")
+        self.consensus = Consensus(edge_servers, rounds, mass, leader, learning_rate)
         adjacency = edge_graph(graph, edge_servers, seed=seed)
         self.mixing = mixing_matrix(mixing, adjacency, laplacian_step=laplacian_step)
         self.outages = tuple(outages)
@@ -171,11 +172,11 @@ class ConsensusBFL(EdgeStrategy):
         self._controlled: Controlled | None = None
         if controller is not None:
             self._controlled = Controlled(
-                controller, network, edge_servers=edge_servers, p2p_rounds=p2p_rounds,
+                controller, network, edge_servers=edge_servers, p2p_rounds=self.consensus.most_steps,
                 most_bytes=most_offloaded_bytes, timeout_s=exchange_timeout_s, seed=seed,
                 key=self.configrecord_key, roster=self._roster, screen_data=self._signatures.screen_data,
             )  # fmt: skip
-        self._recording = ledger is not None
+            self._journal.save_network(self._controlled.places())
         self._last_miners_server: int | None = None
         self._edge = self._edge_network()
 
@@ -230,10 +231,11 @@ class ConsensusBFL(EdgeStrategy):
             server_devices=tuple(agreed.trained.at([m]).devices for m in range(self.edge_servers)),
             server_data=tuple(agreed.trained.unions.get(m, ()) for m in range(self.edge_servers)),
             leader=leader,
-            p2p_rounds=self.consensus.p2p_rounds,
+            p2p_rounds=agreed.steps,
             spectral_radius=spectral_radius(self.mixing),
             consensus_error=error,
             consensus_bound=bound,
+            consensus_target=agreed.target,
             boost=tau,
             signed_devices=trained.signed,
             train=dict(metrics),
@@ -294,15 +296,18 @@ class ConsensusBFL(EdgeStrategy):
             left_out += self._without(sender, reason)
         return trained.at(set(range(self.edge_servers)) - dead), left_out
 
+    def _expect(self, rounds: int) -> None:
+        self.consensus = self.consensus.expecting(rounds)
+        self._edge = self._edge_network()
+
     def _edge_network(self) -> Watched | Unwatched:
         """How the edge servers agree: watched if one may lie, or somebody looks."""
         if not self.attacks and self._replay is None:
-            return Unwatched(
-                self.consensus, self.mixing, self._sums, self._leaders, recording=self._recording
-            )
+            recording = self._journal.ledger is not None
+            return Unwatched(self.consensus, self.mixing, self._sums, self._leaders, recording=recording)
         setting = Setting(
             self.consensus, self.mixing, self._adversary, self._replay, self.quarantine_rounds,
-            sums=self._sums, weighted=self.edge_rule is None, sign=self._signed,
+            sums=self._sums, weighted=self.edge_rule is None, sign=self._journal.signature,
         )  # fmt: skip
         return Watched(setting)
 
@@ -364,7 +369,7 @@ class ConsensusBFL(EdgeStrategy):
         down = down_in(self.outages, server_round)
         if not trained.senders:
             self._edge.open(server_round)  # nothing came of what was tried
-        gone = servers_down(down, self.consensus.p2p_rounds) | self._edge.out(down)
+        gone = servers_down(down, self.consensus.most_steps) | self._edge.out(down)
         elected = next(self._leaders(server_round, set(range(self.edge_servers)) - gone), None)
         if elected is None:
             raise FlowerBFLError(f"round {server_round}: no edge server is left that could lead it")
@@ -395,7 +400,7 @@ class ConsensusBFL(EdgeStrategy):
         if report.left_out or down:
             payload = report_payload(report.round, report.left_out, down)
             closing.insert(0, Entry(Kind.REPORT, report.round, OPERATOR, payload))
-        if self.mining is not None and self._recording:
+        if self.mining is not None and self._journal.ledger is not None:
             assert report.leader is not None
             size = len(data) + len(trained.senders) + sum(count for count, _ in states) + len(closing)
             won = self._race(trained, report.leader, report.round, size)
@@ -428,14 +433,6 @@ class ConsensusBFL(EdgeStrategy):
     def _head(self) -> bytes:
         """What the leader is drawn from; without a ledger the seed stands in for the chain."""
         return self._journal.head or sha256(f"flower-bfl leader {self.seed}".encode()).digest()
-
-    def _signed(self, sender: Sender, server_round: int, step: int, name: bytes) -> bytes:
-        """An edge server's signature of a state."""
-        from flower_bfl.chain_adapter.signing import sign  # late: it brings Ethereum's libraries
-
-        assert self._journal.ledger is not None
-        key = self._journal.keys(sender)
-        return sign(key, self._journal.ledger.domain, Kind.CONSENSUS, server_round, step, name)
 
     def _settings(self) -> dict[str, object]:
         return {

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from flower_bfl.chain_adapter import Role, Sender, decode, encode
 from flower_bfl.chain_adapter.records import (
+    FORMAT,
     DataSet,
     DataUnion,
     Gradient,
@@ -21,7 +22,7 @@ from flower_bfl.chain_adapter.records import (
     read_report,
     report_payload,
 )
-from flower_bfl.config import Consensus, Outage
+from flower_bfl.config import AutoRounds, Consensus, Outage
 from flower_bfl.errors import PayloadError
 from flower_bfl.types import LeftOut
 
@@ -178,9 +179,10 @@ def test_models(values, server_round):
     same(read_model(model_payload(server_round, values)), values)
 
 
+@pytest.mark.parametrize("steps", [4, AutoRounds(0.5, rounds=20)], ids=str)
 @pytest.mark.parametrize("leader", ["random", "reputation", 2])
-def test_rules(leader):
-    consensus = Consensus(3, 4, "data", leader, 0.1)
+def test_rules(leader, steps):
+    consensus = Consensus(3, steps, "data", leader, 0.1)
     mixing = np.random.default_rng(1).random((3, 3))
     rules = RunRules.decode(RunRules("ConsensusBFL", consensus, mixing).encode())
     assert (rules.strategy, rules.consensus) == ("ConsensusBFL", consensus)
@@ -197,12 +199,14 @@ def test_any_bytes(data):
 
 keys = st.sampled_from([
     "format", "strategy", "edge-servers", "p2p-rounds", "mass", "leader", "learning-rate", "num-examples",
-    "num-steps", "devices", "report", "round", "data", "itself", "server", "step",
+    "num-steps", "devices", "report", "round", "data", "itself", "server", "step", "tolerance", "rounds",
+    "most-p2p-rounds", "absolute",
 ])  # fmt: skip
 values = st.one_of(
     texts,
     st.sampled_from([
-        "flower-bfl 3", "ab" * 32, "AB" * 32, "ab", "yes", "3", "-1", "nan", "inf", "1e400", "9" * 5000,
+        FORMAT, "auto", "0.5", "ab" * 32, "AB" * 32, "ab", "yes", "3", "-1", "nan", "inf", "1e400",
+        "9" * 5000,
         "random", "count", "1 2 x", "[]", "{}", "null",
         '{"left_out": [], "down": [{"round": 1}]}', '{"left_out": 1, "down": 2}', "[" * 100_000,
         '{"left_out": [], "down": [{"round": "1", "server": 0, "link": null, "step": 0}]}',

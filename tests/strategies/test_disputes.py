@@ -6,7 +6,7 @@ from federation import record, walker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flower_bfl import FlowerBFLError, Mining, Outage
+from flower_bfl import AutoRounds, FlowerBFLError, Mining, Outage
 from flower_bfl.attacks import (
     Equivocation,
     FalseAccusation,
@@ -53,7 +53,7 @@ def settings_of_runs(draw):
         outages.append(Outage(at[0], server=failing, step=at[1]))
     return attacks, {
         "edge_servers": servers,
-        "p2p_rounds": steps,
+        "p2p_rounds": draw(st.sampled_from([steps, steps, AutoRounds(draw(TOLERANCES), most=max(steps, 1))])),
         "graph": draw(st.sampled_from(["complete", "ring", "line", "star", "random"])),
         "mass": draw(st.sampled_from(["count", "data"])),
         "leader": draw(st.sampled_from(["random", "reputation", 0, servers - 1])),
@@ -68,6 +68,7 @@ def settings_of_runs(draw):
     }
 
 
+TOLERANCES = st.sampled_from([1e-4, 0.3, 10.0])
 FATES = st.sampled_from(["well", "well", "well", "fails", "NaN", "huge"])
 
 

@@ -100,7 +100,7 @@ def make_strategy(config: dict[str, Any], folder: Path) -> Strategy:
             seed=config["seed"],
             graph=config["graph"],
             mixing=config["mixing"],
-            p2p_rounds=config["p2p-rounds"],
+            p2p_rounds="auto" if config["p2p-auto"] else config["p2p-rounds"],
             ledger=make_ledger(config, folder),
             mining=make_mining(config),
             require_signatures=config["sign-updates"],
