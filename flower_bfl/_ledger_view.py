@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,13 +13,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from flower_bfl.audit import AuditedLedger, AuditReport
+from flower_bfl.audit import AuditedLedger, AuditReport, Checked
 from flower_bfl.audit import Progress as AuditProgress
 from flower_bfl.audit._folder import AuditedStore
 from flower_bfl.chain_adapter._reader import Recorded
 from flower_bfl.chain_adapter.base import Kind, Role, Sender, digest
 from flower_bfl.chain_adapter.pyevm import EvmLedger
-from flower_bfl.errors import ConfigError, PayloadError, RunFolderError
+from flower_bfl.chain_adapter.records import RunRules
+from flower_bfl.errors import ConfigError, LedgerError, PayloadError, RunFolderError
 from flower_bfl.types import in_words
 
 _DIGITS = 8  # of a hash or an address in a table
@@ -90,6 +91,7 @@ class BlockRow:
 class TransactionRow:
     """A recorded entry and what it cost."""
 
+    round: int
     block: int
     transaction: int
     hash: str
@@ -108,26 +110,35 @@ class Browser:
     """Reads a ledger once and keeps a row for each round, and for each transaction of one round.
 
     A round's transactions and gas include those that register accounts, if the ledger has `gas_of` to tell.
+    With `whole` the transactions of all rounds are kept, and reading ends at what is damaged, which
+    `damage` then says.
     """
 
-    def __init__(self, ledger: BrowsedLedger, store: AuditedStore, server_round: int | None = None) -> None:
+    def __init__(
+        self,
+        ledger: BrowsedLedger,
+        store: AuditedStore,
+        server_round: int | None = None,
+        *,
+        whole: bool = False,
+    ) -> None:
         self.rounds: list[BlockRow] = []  # the last may be open
         self.transactions: list[TransactionRow] = []
+        self.run: RunRules | None = None  # what the ledger says of the run, if that can be read
+        self.damage = ""
         self._ledger, self._store = ledger, store
         self._gas_of: Callable[[int], list[int]] | None = getattr(ledger, "gas_of", None)
-        self._wanted = server_round
+        self._wanted, self._whole = server_round, whole
         self._block, self._gas = 0, list[int]()
         self._blocks = 0
         self._accounts: dict[Sender, str] = {}
         self._calldata_bytes = 0
-        row = BlockRow(0)
-        for at in ledger.recorded():
-            self._read(at, row)
-            if row.hash:
-                self.rounds.append(row)
-                row = BlockRow(row.round + 1)
-        if row.transactions:
-            self.rounds.append(row)
+        try:
+            self._read_all()
+        except LedgerError as error:
+            if not whole:
+                raise
+            self.damage = str(error)
         if server_round is not None and not self.transactions:
             raise ConfigError(
                 f"`round` must be one of the ledger's, 0 to {self.last_round}, got {server_round}"
@@ -155,6 +166,18 @@ class Browser:
             "head": next((row.hash for row in reversed(self.rounds) if row.hash), ""),
         }
 
+    def _read_all(self) -> None:
+        row = BlockRow(0)
+        try:
+            for at in self._ledger.recorded():
+                self._read(at, row)
+                if row.hash:
+                    self.rounds.append(row)
+                    row = BlockRow(row.round + 1)
+        finally:
+            if row.transactions:
+                self.rounds.append(row)
+
     def _read(self, at: Recorded, row: BlockRow) -> None:
         entry = at.entry
         while self._gas_of is not None and self._block < at.block:
@@ -172,7 +195,10 @@ class Browser:
             row.leader, row.passed_over, row.model_digest = str(entry.sender), entry.step, at.digest.hex()
         elif entry.kind is Kind.SEAL:
             row.miner, row.nonce = str(entry.sender), at.nonce
-        if entry.round == self._wanted:
+        elif entry.kind is Kind.RULES:
+            with suppress(PayloadError):
+                self.run = RunRules.decode(entry.payload)
+        if self._whole or entry.round == self._wanted:
             self.transactions.append(self._row(at))
         row.block, row.hash = at.block, at.bfl_hash.hex()
 
@@ -187,6 +213,7 @@ class Browser:
         else:
             place = "store" if at.digest in self._store else "pieces"
         return TransactionRow(
+            round=entry.round,
             block=at.block,
             transaction=at.transaction,
             hash=f"0x{at.transaction_hash.hex()}",
@@ -329,6 +356,23 @@ def print_audit(report: AuditReport, *, as_json: bool) -> None:
         console.print(f"[red]✗ {_plain(report.verdict)}[/red]", soft_wrap=True)
         rows |= {"where": finding.where or "the run as a whole", "rule": finding.rule}
         rows |= {"expected": finding.expected, "found": finding.found}
+    rows["checked"] = checked_in_words(checked)
+    rows |= {"operator": report.operator, "head": report.head or "none"}
+    rows["own keys"] = ", ".join(report.own_keys) or "none: whoever ran it signed for everybody"
+    for incident in report.incidents:
+        fate = "voted out" if incident.voted_out else "accused"
+        holds = "which the ledger bears out" if incident.upheld else "which the ledger does not bear out"
+        name = f"round {incident.round}"
+        what = in_words(incident.offence, incident.step)
+        told = f"{incident.account} {fate} by {incident.votes} for {what}, {holds}"
+        rows[name] = f"{rows[name]}; {told}" if name in rows else told
+    for place, note in enumerate(report.notes):
+        rows[f"note {place + 1}" if len(report.notes) > 1 else "note"] = note
+    console.print(_facts(rows))
+
+
+def checked_in_words(checked: Checked) -> str:
+    """How much an audit checked."""
     counts = {
         "rounds": checked.rounds,
         "blocks": checked.blocks,
@@ -344,19 +388,7 @@ def print_audit(report: AuditReport, *, as_json: bool) -> None:
         "votes": checked.votes,
     }
     said = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-    rows["checked"] = f"{said}, {decimal(checked.payload_bytes)} of payloads" if said else "nothing"
-    rows |= {"operator": report.operator, "head": report.head or "none"}
-    rows["own keys"] = ", ".join(report.own_keys) or "none: whoever ran it signed for everybody"
-    for incident in report.incidents:
-        fate = "voted out" if incident.voted_out else "accused"
-        holds = "which the ledger bears out" if incident.upheld else "which the ledger does not bear out"
-        name = f"round {incident.round}"
-        what = in_words(incident.offence, incident.step)
-        told = f"{incident.account} {fate} by {incident.votes} for {what}, {holds}"
-        rows[name] = f"{rows[name]}; {told}" if name in rows else told
-    for place, note in enumerate(report.notes):
-        rows[f"note {place + 1}" if len(report.notes) > 1 else "note"] = note
-    console.print(_facts(rows))
+    return f"{said}, {decimal(checked.payload_bytes)} of payloads" if said else "nothing"
 
 
 def print_json(value: object) -> None:

@@ -15,7 +15,7 @@ from flower_bfl._network_cli import Json, controller_app, network_app
 from flower_bfl.errors import ConfigError, FlowerBFLError
 
 _DEFAULT_NODES = 10
-_FOR_TRAINING = ("torch", "gymnasium", "stable_baselines3")
+_EXTRAS = {"torch": "train", "gymnasium": "train", "stable_baselines3": "train", "jinja2": "report"}
 
 # --run-config takes what `flwr run` takes: name=value pairs, values with blanks in either quotation mark.
 _PAIR = r"""([^\s=]+)=("[^"]*"|'[^']*'|\S+)"""
@@ -33,9 +33,10 @@ def main() -> None:
         typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except ModuleNotFoundError as missing:
-        if missing.name not in _FOR_TRAINING:
+        if missing.name not in _EXTRAS:
             raise
-        text = f"Error: this takes the package {missing.name}: pip install 'flower-bfl[train]'"
+        extra = _EXTRAS[missing.name]
+        text = f"Error: this takes the package {missing.name}: pip install 'flower-bfl[{extra}]'"
         typer.secho(text, fg=typer.colors.RED, err=True)
         sys.exit(1)
 
@@ -176,6 +177,26 @@ def ledger(
     chain, store = open_folder(source) if isinstance(source, Path) else open_node(*source)
     with closing(chain):
         print_ledger(Browser(chain, store, server_round), server_round, as_json=as_json)
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(help="What `flower-bfl run` left behind.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where to write it (default: RUN_FOLDER/report.html).", show_default=False
+        ),
+    ] = None,
+    no_audit: Annotated[bool, typer.Option("--no-audit", help="Leave out the audit.")] = False,
+) -> None:
+    """Make one HTML page about a run, which needs no network; status 1 if its audit finds something."""
+    from flower_bfl.report_page import write_page
+
+    path, verdict = write_page(run_folder, output, audited=not no_audit)
+    typer.echo(f"{verdict.sentence}\n{path}")
+    if verdict.state == "fails":
+        raise typer.Exit(1)
 
 
 def _parse_source(

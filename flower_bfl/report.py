@@ -10,6 +10,7 @@ Any of them may be missing: a run without a ledger has no gas.
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -33,7 +34,9 @@ _CURVES_FILE = "curves.png"
 _PANELS_A_ROW = 3
 
 # A bound of exact consensus (λ = 0) is some 1e-80; what is measured never gets below the rounding of floats.
-_ROUNDING = 1e-16
+ROUNDING = 1e-16
+
+_LARGEST = sys.float_info.max
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _BLUE, _ORANGE, _GREEN, _PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
@@ -81,10 +84,10 @@ def summary(folder: Path) -> str:
     Raises:
         RunFolderError: as `read_rounds`, or there is no finished round.
     """
-    rounds = _finished_rounds(folder)
-    rows = [("rounds", str(max(_numbers(rounds))))]
+    rounds = finished_rounds(folder)
+    rows = [("rounds", str(max(round_numbers(rounds))))]
     rows += _quality_rows(rounds)
-    trained = sum(number > 0 for number in _numbers(rounds))
+    trained = sum(number > 0 for number in round_numbers(rounds))
     rows += _ledger_rows(rounds, trained)
     rows += _time_rows(rounds)
     rows += _controller_rows(rounds)
@@ -118,12 +121,12 @@ def draw_curves(folder: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    rounds = _finished_rounds(folder)
+    rounds = finished_rounds(folder)
     panels = _panels(rounds)
     if not panels:
         raise RunFolderError(f"no round in {Path(folder) / _ROUNDS_FILE} has a number to draw")
     rows = _rows(panels)
-    first, last = min(_numbers(rounds)), max(_numbers(rounds))
+    first, last = min(round_numbers(rounds)), max(round_numbers(rounds))
     figure = Figure(figsize=(10.5, 3.1 * len(rows)), layout="constrained")
     cells = math.lcm(*(len(row) for row in rows))
     grid = figure.add_gridspec(len(rows), cells)
@@ -152,26 +155,31 @@ def draw_curves(folder: Path) -> Path:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def _finished_rounds(folder: Path) -> list[Round]:
+def finished_rounds(folder: Path) -> list[Round]:
+    """The rounds of a run, at least one.
+
+    Raises:
+        RunFolderError: as `read_rounds`, or there is no finished round.
+    """
     rounds = read_rounds(folder)
     if not rounds:
         raise RunFolderError(f"{Path(folder) / _ROUNDS_FILE} holds no finished round")
     return rounds
 
 
-def _numbers(rounds: list[Round]) -> list[int]:
+def round_numbers(rounds: list[Round]) -> list[int]:
     """The rounds' own numbers; 0 is the state before the first round."""
     return [int(one.get("round", position)) for position, one in enumerate(rounds, start=1)]
 
 
-def _series(rounds: list[Round], *keys: str) -> _Series:
+def series(rounds: list[Round], *keys: str) -> _Series:
     """The rounds that have a finite number under the keys, and the numbers."""
     found = []
-    for number, one in zip(_numbers(rounds), rounds, strict=True):
+    for number, one in zip(round_numbers(rounds), rounds, strict=True):
         value: Any = one
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, int | float) and math.isfinite(value):
+        if isinstance(value, int | float) and -_LARGEST <= value <= _LARGEST:  # neither NaN nor infinity
             found.append((number, float(value)))
     return (
         np.array([number for number, _ in found], dtype=np.int64),
@@ -184,30 +192,30 @@ def _series(rounds: list[Round], *keys: str) -> _Series:
 
 def _quality_rows(rounds: list[Round]) -> list[tuple[str, str]]:
     rows = []
-    numbers, accuracy = _series(rounds, "evaluate", "accuracy")
+    numbers, accuracy = series(rounds, "evaluate", "accuracy")
     if accuracy.size:
         best = int(accuracy.argmax())
         rows.append(("accuracy", f"{accuracy[-1]:.2%} (best {accuracy[best]:.2%}, round {numbers[best]})"))
-    numbers, loss = _series(rounds, "evaluate", "loss")
+    numbers, loss = series(rounds, "evaluate", "loss")
     if loss.size:
         best = int(loss.argmin())
         rows.append(("loss", f"{loss[-1]:.4f} (best {loss[best]:.4f}, round {numbers[best]})"))
-    _, error = _series(rounds, "consensus_error")
+    _, error = series(rounds, "consensus_error")
     if error.size:
-        _, bound = _series(rounds, "consensus_bound")
+        _, bound = series(rounds, "consensus_bound")
         of_bound = f", bound {_or_rounding(bound[-1])}" if bound.size else ""
         rows.append(("consensus error", f"{error[-1]:.3g}{of_bound} (worst {error.max():.3g})"))
     return rows
 
 
 def _or_rounding(bound: float) -> str:
-    return f"{bound:.3g}" if bound > _ROUNDING else "below rounding"
+    return f"{bound:.3g}" if bound > ROUNDING else "below rounding"
 
 
 def _ledger_rows(rounds: list[Round], trained: int) -> list[tuple[str, str]]:
     rows = []
     for name in ("transactions", "gas"):
-        _, values = _series(rounds, name)
+        _, values = series(rounds, name)
         if values.any():
             rows.append((name, f"{values.sum():,.0f} ({values.sum() / max(1, trained):,.0f} a round)"))
     return rows
@@ -215,18 +223,18 @@ def _ledger_rows(rounds: list[Round], trained: int) -> list[tuple[str, str]]:
 
 def _time_rows(rounds: list[Round]) -> list[tuple[str, str]]:
     """Total and median: the first round, in which the clients' processes start, would rule a mean."""
-    later = [one for number, one in zip(_numbers(rounds), rounds, strict=True) if number > 0]
+    later = [one for number, one in zip(round_numbers(rounds), rounds, strict=True) if number > 0]
     rows = []
     for name, key in (("training time", "train_seconds"), ("chain time", "chain_seconds")):
-        _, values = _series(rounds, key)
-        _, of_rounds = _series(later, key)
+        _, values = series(rounds, key)
+        _, of_rounds = series(later, key)
         if of_rounds.any():
             rows.append((name, f"{values.sum():.2f} s (median {np.median(of_rounds):.3f} s a round)"))
     return rows
 
 
 def _controller_rows(rounds: list[Round]) -> list[tuple[str, str]]:
-    _, clock = _series(rounds, "simulated_seconds")
+    _, clock = series(rounds, "simulated_seconds")
     if not clock.size:
         return []
     rows = [("simulated time", f"{clock[-1]:,.1f} s ({clock[-1] / max(1, clock.size):,.2f} s a round)")]
@@ -246,7 +254,7 @@ def _attack_rows(rounds: list[Round]) -> list[tuple[str, str]]:
     rows = []
     out: dict[str, list[str]] = {}
     suspected: Counter[str] = Counter()
-    for number, one in zip(_numbers(rounds), rounds, strict=True):
+    for number, one in zip(round_numbers(rounds), rounds, strict=True):
         for accused in one.get("accused", ()):
             if accused.get("voted_out"):
                 out.setdefault(str(accused["server"]), []).append(str(number))
@@ -269,14 +277,14 @@ def _attack_rows(rounds: list[Round]) -> list[tuple[str, str]]:
 
 def _panels(rounds: list[Round]) -> list[Callable[["Axes"], None]]:
     """A drawing function for every panel that has data."""
-    accuracy = _series(rounds, "evaluate", "accuracy")
-    losses = _series(rounds, "evaluate", "loss"), _series(rounds, "train", "train-loss")
-    consensus = _above(_ROUNDING, rounds, "consensus_error"), _above(_ROUNDING, rounds, "consensus_bound")
-    later = [one for number, one in zip(_numbers(rounds), rounds, strict=True) if number > 0]
+    accuracy = series(rounds, "evaluate", "accuracy")
+    losses = series(rounds, "evaluate", "loss"), series(rounds, "train", "train-loss")
+    consensus = _above(ROUNDING, rounds, "consensus_error"), _above(ROUNDING, rounds, "consensus_bound")
+    later = [one for number, one in zip(round_numbers(rounds), rounds, strict=True) if number > 0]
     seconds = _above(0.0, later, "train_seconds"), _above(0.0, later, "chain_seconds")
-    gas = _series(rounds, "gas")
-    clock = _series(rounds, "simulated_seconds")
-    phases = {name: _series(rounds, "latency_s", name) for name in _PHASES}
+    gas = series(rounds, "gas")
+    clock = series(rounds, "simulated_seconds")
+    phases = {name: series(rounds, "latency_s", name) for name in _PHASES}
     panels: list[tuple[bool, Callable[[Axes], None]]] = [
         (_any(accuracy), lambda axes: _draw_accuracy(axes, accuracy, _attacked(rounds))),
         (_any(*losses), lambda axes: _draw_loss(axes, *losses)),
@@ -302,7 +310,7 @@ def _any(*series: _Series) -> bool:
 
 def _above(least: float, rounds: list[Round], key: str) -> _Series:
     """What a logarithmic axis can show, with gaps for the rest; nothing if that is all."""
-    numbers, values = _series(rounds, key)
+    numbers, values = series(rounds, key)
     shown = values > least
     return (numbers, np.where(shown, values, np.nan)) if shown.any() else (numbers[:0], values[:0])
 
@@ -323,7 +331,7 @@ def _from_zero(axes: "Axes", *series: _Series) -> None:
 
 def _attacked(rounds: list[Round]) -> list[int]:
     """Rounds in which an edge server was accused."""
-    return [number for number, one in zip(_numbers(rounds), rounds, strict=True) if one.get("accused")]
+    return [number for number, one in zip(round_numbers(rounds), rounds, strict=True) if one.get("accused")]
 
 
 def _draw_accuracy(axes: "Axes", accuracy: _Series, accused: list[int]) -> None:
