@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from flower_bfl._network_cli import Json, controller_app, network_app
+from flower_bfl._paper_cli import paper
 from flower_bfl.errors import ConfigError, FlowerBFLError
 
 _DEFAULT_NODES = 10
@@ -23,6 +24,7 @@ _PAIR = r"""([^\s=]+)=("[^"]*"|'[^']*'|\S+)"""
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 app.add_typer(network_app, name="network")
 app.add_typer(controller_app, name="controller")
+app.command()(paper)
 
 
 def main() -> None:

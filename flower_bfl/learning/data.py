@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal, get_args
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,36 @@ def load(name: Name, folder: Path | None = None) -> Dataset:
     folder = (folder or default_folder()).expanduser()
     part = _fashion_mnist if name == "fashion-mnist" else _svhn
     return Dataset(*part(folder, train=True), *part(folder, train=False), classes=10)
+
+
+def load_file(path: Path) -> Dataset:
+    """Load a data set of your own: an .npz with train_images, train_labels, test_images and test_labels.
+
+    Images are uint8 of shape (n, c, h, w), labels whole numbers from 0 to 9 of shape (n,).
+
+    Raises:
+        ConfigError: there is no such file, or it holds something else.
+    """
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise ConfigError(f"`path` must be an .npz with {', '.join(names)}, got {path} ({error})") from error
+    for images, labels in (("train_images", "train_labels"), ("test_images", "test_labels")):
+        found, classes = arrays[images], arrays[labels]
+        if found.dtype != np.uint8 or found.ndim != 4 or not len(found):
+            raise ConfigError(
+                f"`{images}` must be uint8 of shape (n, c, h, w), got {found.dtype} of shape {found.shape}"
+            )
+        if classes.shape != (len(found),) or classes.dtype.kind not in "iu":
+            raise ConfigError(
+                f"`{labels}` must be {len(found)} whole numbers, got {classes.dtype} of shape {classes.shape}"
+            )
+        if classes.min() < 0 or classes.max() > 9:
+            raise ConfigError(f"`{labels}` must be from 0 to 9, got {classes.min()} to {classes.max()}")
+        arrays[labels] = classes.astype(np.int64)
+    return Dataset(**arrays, classes=10)
 
 
 def default_folder() -> Path:

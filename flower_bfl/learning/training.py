@@ -3,6 +3,7 @@
 Images are uint8, mapped from 0...255 to -1...1, or float32, used as they are.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from flower_bfl.errors import ConfigError
 
-_EVALUATION_BATCH = 500
+_EVALUATION_BATCH = 250
 
 Images = NDArray[np.uint8] | NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -97,7 +98,7 @@ def evaluate(model: nn.Module, images: Images, labels: Labels) -> Evaluation:
     """
     _check_samples(images, labels)
     loss, right = 0.0, 0
-    model.eval()
+    model = deepcopy(model).to(memory_format=torch.channels_last).eval()  # twice as fast
     with torch.inference_mode():
         for start in range(0, len(labels), _EVALUATION_BATCH):
             part = slice(start, start + _EVALUATION_BATCH)
