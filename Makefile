@@ -15,7 +15,7 @@ help:
 	@echo 'make test       lint, then the tests that take a few minutes'
 	@echo 'make test-slow  the tests that take longer'
 	@echo 'make lint       ruff, mypy and import-linter'
-	@echo 'make bench      time the ledger, the aggregation, whole rounds, the audit, network, controllers, offloading, scale, attacks'
+	@echo 'make bench      time the ledger, the aggregation, whole rounds, runs in process, the audit, network, controllers, offloading, scale, attacks'
 	@echo 'make clean      remove $(VENV), caches and built packages; runs/ stays'
 	@echo
 	@echo 'Another Python: make setup PYTHON=python3.12     Another place: make setup VENV=/path/to/venv'
@@ -56,6 +56,7 @@ bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/ledger.py
 	@$(BIN)/python benchmarks/aggregation.py
 	@$(BIN)/python benchmarks/rounds.py
+	@$(BIN)/python benchmarks/paper.py
 	@$(BIN)/python benchmarks/audit.py
 	@$(BIN)/python benchmarks/network.py
 	@$(BIN)/python benchmarks/controller.py

@@ -104,7 +104,7 @@ def _run(experiment: "Experiment", seeds: int, jobs: int, folder: Path) -> bool:
 
     results = Results(experiment, folder)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{experiment.name}[/bold]: {experiment.title}")
+    console.print(f"{experiment.name}: {experiment.title}", style="bold", markup=False)
     try:
         with _bar(experiment.name) as progress:
             run_missing(results, seeds, jobs=jobs, progress=progress)
@@ -132,7 +132,8 @@ def _bar(name: str) -> "Iterator[Progress]":
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn(f"{name}, runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn(f"{name}, runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )  # fmt: skip
     console = Console(stderr=True)
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -153,4 +154,7 @@ def _print(results: "Results", console: "Console") -> None:
         files.append(draw(results))
     except ModuleNotFoundError as missing:
         console.print(f"No picture: this takes {missing.name}, pip install 'flower-bfl[plots]'", markup=False)
-    console.print(f"{', '.join(map(str, files))}: {len(results.runs)} runs, {results.seconds:.0f} s in all")
+    console.print(
+        f"{', '.join(map(str, files))}: {len(results.runs)} runs, {results.seconds:.0f} s in all",
+        markup=False,
+    )

@@ -36,6 +36,21 @@ _NETWORK: dict[str, Callable[[NetworkConfig, Any], NetworkConfig]] = {
 }
 
 
+_NEEDED: Final = ("algorithm", "states", "steps")
+_OTHER: Final = ("seed", "sweep")  # the latter only tells apart which setting a grid varies
+
+
+def check_settings(settings: Settings, *needed: str) -> None:
+    """Raise ConfigError for a setting that means nothing here, and for one that has to be there."""
+    for name in (*_NEEDED, *needed):
+        if name not in settings:
+            raise ConfigError(f"`settings` must have {name}, got {', '.join(settings)}")
+    known = (*_NEEDED, *needed, *_NETWORK, *_OTHER)
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"`settings` may have {', '.join(known)}, got {name!r}")
+
+
 def network_of(settings: Settings) -> NetworkConfig:
     """The paper's Table IV, and what the settings have otherwise."""
     network = NetworkConfig()

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from flower_bfl.controller import Controller
 from flower_bfl.network import price
-from flower_bfl.paper._control import MARKS, check_algorithm, mark, network_of, states_of
+from flower_bfl.paper._control import MARKS, check_algorithm, check_settings, mark, network_of, states_of
 from flower_bfl.paper.experiment import Settings
 
 COLUMNS: Final = ("total_s", "learning_s", "mining_s", "consensus_s", "utility")
@@ -12,6 +12,7 @@ COLUMNS: Final = ("total_s", "learning_s", "mining_s", "consensus_s", "utility")
 
 def check(settings: Settings) -> None:
     """Raise ConfigError or NotAvailableError if such a run cannot be made here."""
+    check_settings(settings)
     network_of(settings)
     check_algorithm(settings["algorithm"])
 

@@ -1,6 +1,6 @@
 """How an algorithm learns to decide: a row for each fiftieth of its steps, with the mean utility (31) in it.
 
-Utilities are those of training, exploration and all. Controllers that need no training have theirs throughout.
+Utilities are those of training, exploration and all. Controllers that need no training have theirs all along.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,15 @@ from typing import Any, Final
 import numpy as np
 
 from flower_bfl.network import price
-from flower_bfl.paper._control import BASELINES, MARKS, check_algorithm, mark, network_of, states_of
+from flower_bfl.paper._control import (
+    BASELINES,
+    MARKS,
+    check_algorithm,
+    check_settings,
+    mark,
+    network_of,
+    states_of,
+)
 from flower_bfl.paper.experiment import Settings
 
 COLUMNS: Final = ("steps", "utility")
@@ -22,6 +30,7 @@ _POINTS: Final = 50
 
 def check(settings: Settings) -> None:
     """Raise ConfigError or NotAvailableError if such a run cannot be made here."""
+    check_settings(settings, "step-scale", "critic-learning-rate")
     network_of(settings)
     check_algorithm(settings["algorithm"], *_OWN)
 
@@ -32,14 +41,10 @@ def run(settings: Settings) -> list[dict[str, Any]]:
     if name in MARKS:
         network, states = network_of(settings), states_of(network_of(settings), settings)
         utility = float(price(network, states, mark(settings).decide(states)).utility.mean())
-        points: list[tuple[float, float]] = [
-            (part * steps / _POINTS, utility) for part in range(1, _POINTS + 1)
-        ]
-    elif name in BASELINES:
-        points = _baseline(name, settings)
+        points = [(part * steps // _POINTS, utility) for part in range(1, _POINTS + 1)]
     else:
-        points = _own(name, settings)
-    return [{"steps": step, "utility": utility} for step, utility in binned(points, steps)]
+        points = binned(_baseline(name, settings) if name in BASELINES else _own(name, settings), steps)
+    return [{"steps": step, "utility": utility} for step, utility in points]
 
 
 def binned(points: Sequence[tuple[float, float]], steps: int) -> list[tuple[int, float]]:

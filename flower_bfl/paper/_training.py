@@ -17,8 +17,8 @@ from flower_bfl.report import Round, read_rounds
 
 APP: Final = Path(__file__).parent / "flower_app"
 COLUMNS: Final = (
-    "round", "accuracy", "loss", "consensus_error", "p2p_rounds", "transactions", "simulated_seconds", "found",
-    "falsely_accused",
+    "round", "accuracy", "loss", "consensus_error", "p2p_rounds", "transactions", "simulated_seconds",
+    "found", "falsely_accused",
 )  # fmt: skip
 
 

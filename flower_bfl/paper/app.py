@@ -39,6 +39,7 @@ ATTACKS: Final[dict[str, Callable[..., Attack]]] = {
     "equivocation": attacks.Equivocation,
 }
 _ATTACKER = 1  # the edge server that is compromised
+_OWN_IMAGES = (3, 32, 32)  # of a file: what SVHN's network takes
 
 Config = dict[str, Any]
 
@@ -118,8 +119,9 @@ def make_strategy(config: Config) -> ConsensusBFL | IndependentServers:
     }
     if scheme in ("independent", "centralised"):
         return IndependentServers(**common)
-    steps = config["p2p-rounds"]
-    common |= {"graph": config["graph"], "p2p_rounds": AutoRounds(most=steps) if config["p2p-auto"] else steps}
+    most = config["p2p-rounds"]
+    steps = AutoRounds(most=most) if config["p2p-auto"] else most
+    common |= {"graph": config["graph"], "p2p_rounds": steps}
     if scheme == "without-consensus":
         return ConsensusBFL(**common | {"p2p_rounds": 0})
     if name := config["controller"]:
@@ -196,7 +198,13 @@ def _data(config: Config) -> Dataset:
 def loaded(name: str, folder: str) -> Dataset:
     """The data set, once in each process; "file" is an .npz."""
     if name == "file":
-        return load_file(Path(folder))
+        data = load_file(Path(folder))
+        for images in (data.train_images, data.test_images):
+            if images.shape[1:] != _OWN_IMAGES:
+                raise ConfigError(
+                    f"`data-folder` must be a file of images of shape {_OWN_IMAGES}, got {images.shape[1:]}"
+                )
+        return data
     return load(name, Path(folder) if folder else None)  # type: ignore[arg-type]  # which it checks
 
 

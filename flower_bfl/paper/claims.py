@@ -46,12 +46,23 @@ class Verdict:
             return "borne out" if high >= paper else "partly"
         return "undecided" if high > 0 and high >= paper else "not borne out"
 
+    @property
+    def figure(self) -> str:
+        """What was measured, with its interval and unit."""
+        value, half = self.measured.value, self.measured.half
+        spread = f" ± {_short(half)}" if math.isfinite(half) else ""
+        return f"{'+' if value >= 0 else '−'}{_short(abs(value))}{spread} {self.claim.unit}".rstrip()
+
     def __str__(self) -> str:
         unit, paper = self.claim.unit, self.claim.paper
-        told = f"{self.claim.expect} it" if paper is None else f"{paper:+g} {unit}"
-        half = f" ± {self.measured.half:.2g}" if math.isfinite(self.measured.half) else ""
-        what = f"{self.claim.text}: {self.claim.source} {told}, measured {self.measured.value:+.3g}{half} {unit}"
+        told = f"{self.claim.expect} it" if paper is None else f"{paper:+g} {unit}".rstrip().replace("-", "−")
+        what = f"{self.claim.text}: {self.claim.source} {told}, measured {self.figure}"
         return f"{what}, {self.seeds} seed{'s' if self.seeds != 1 else ''}: {self.word}"
+
+
+def _short(number: float) -> str:
+    """Three digits at most, but no power of ten."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.2g}" if number < 1 else f"{number:.3g}"
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -69,16 +80,24 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 def taken(take: Take, column: str, rows: Sequence[Row]) -> float:
     """One number of a run; NaN if it has none."""
-    if take.what in ("reach", "settle"):
-        first, last = (_at(rows[place], column) for place in (0, -1))
-        level = take.level if take.what == "reach" else first + take.share * (last - first)
-        enough = [_at(row, take.x) for row in rows if _at(row, column) >= level]
-        return min(enough, default=math.nan)
     values = [_at(row, column) for row in rows]
+    if not values:
+        return math.nan
+    if take.what in ("reach", "settle"):
+        first, last = values[0], values[-1]
+        level = take.level if take.what == "reach" else first + take.share * (last - first)
+        falls = take.what == "settle" and last < first
+        enough = [
+            _at(row, take.x)
+            for row, value in zip(rows, values, strict=True)
+            if (value <= level if falls else value >= level)
+        ]
+        return min(enough, default=math.nan)
     if take.what == "drop":
         by_x = {_at(row, take.x): value for row, value in zip(rows, values, strict=True)}
-        return float(np.mean([by_x.get(x - 1, math.nan) - by_x.get(x, math.nan) for x in take.at]))
-    return float(np.mean(values[-take.points :])) if values else math.nan
+        drops = [by_x[x - 1] - by_x[x] for x in take.at if x in by_x and x - 1 in by_x]
+        return float(np.mean(drops)) if drops else math.nan
+    return float(np.mean(values[-take.points :]))
 
 
 def _at(row: Row, column: str) -> float:

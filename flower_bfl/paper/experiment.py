@@ -48,7 +48,7 @@ class Take:
     - "last": the mean of a column's last `points` values;
     - "reach": the least value of the column `x` at which the column is at least `level`; none if it never is;
     - "settle": the same, with the level at `share` of the way from the column's first value to its last;
-    - "drop": how much the column falls from the x before to the one in `at`, mean over these.
+    - "drop": how much the column falls from the x before to the one in `at`, mean over those that it has.
     """
 
     what: Literal["last", "reach", "settle", "drop"] = "last"
@@ -161,8 +161,8 @@ def parsed(name: str, content: Mapping[str, Any]) -> Experiment:
     """An experiment from what its TOML file says.
 
     Raises:
-        ConfigError: a table has an entry that there is not, or lacks one; or a setting in which some runs
-            differ is not set for the others.
+        ConfigError: a table has an entry that there is not, or lacks one; a setting in which some runs differ
+            is not set for the others; a run is there twice; or a version varies what no grid does.
     """
     tables = dict(content)
     experiment: Experiment = _made(
@@ -178,11 +178,27 @@ def parsed(name: str, content: Mapping[str, Any]) -> Experiment:
         },
         without=("grid", "panel", "claim"),
     )
-    for settings in experiment.runs():
-        missing = [each for each in experiment.varied if each not in settings]
-        if missing:
-            raise ConfigError(f"`settings` of {name} must have {missing[0]}, which not every grid varies")
+    for version in (experiment.quick, experiment.full):
+        for each in version.vary:
+            if each not in experiment.varied:
+                raise ConfigError(f"`vary` of a version of {name} must be of a grid's settings, got {each!r}")
+    for one in (experiment, experiment.version("quick"), experiment.version("full")):
+        _check_runs(one)
     return experiment
+
+
+def _check_runs(experiment: Experiment) -> None:
+    seen: set[tuple[Value, ...]] = set()
+    for settings in experiment.runs():
+        for each in experiment.varied:
+            if each not in settings:
+                raise ConfigError(
+                    f"`settings` of {experiment.name} must have {each}, which not every grid varies"
+                )
+        key = tuple(settings[each] for each in experiment.varied)
+        if key in seen:
+            raise ConfigError(f"`grid` of {experiment.name} must give each run once, got {key} again")
+        seen.add(key)
 
 
 def _claim(content: Mapping[str, Any]) -> Claim:

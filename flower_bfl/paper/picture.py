@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flower_bfl.paper.claims import estimate
 from flower_bfl.paper.experiment import Experiment, Panel, Settings, Value
 from flower_bfl.paper.results import Results, Run
+from flower_bfl.types import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,9 @@ _MARKS = "osD^vPX"
 _SAME = ("round", "steps")  # columns whose values all seeds have
 _MOST_MARKED = 12  # points of a curve
 _WIDTH, _HEIGHT = 5.2, 3.5
+
+Curve = tuple[Floats, Floats, Floats]
+"""x, mean and half of the interval."""
 
 
 def draw(results: Results) -> Path:
@@ -49,33 +53,49 @@ def _draw_panel(axis: "Axes", panel: Panel, results: Results) -> None:
     experiment = results.experiment
     for number, value in enumerate(_values(experiment, panel)):
         runs = results.of({**panel.where, panel.curves: value})
-        x, mean, half = curve(runs, panel)
-        if not x.size:
-            continue
-        colour = _COLOURS[number % len(_COLOURS)]
-        axis.plot(
-            x, mean, color=colour, lw=1.4, label=_label(experiment, value),
-            marker=_MARKS[number % len(_MARKS)], ms=4, markevery=max(1, x.size // _MOST_MARKED),
-        )  # fmt: skip
-        if np.isfinite(half).any() and x.size > 1:
-            axis.fill_between(x, mean - half, mean + half, color=colour, alpha=0.18, lw=0)
-        elif np.isfinite(half).any():  # a band around one point would have no width
-            axis.errorbar(x, mean, half, fmt="none", color=colour, lw=1, capsize=3)
+        colour, mark = _COLOURS[number % len(_COLOURS)], _MARKS[number % len(_MARKS)]
+        _draw_curve(axis, curve(runs, panel), panel, colour, label=_label(experiment, value), marker=mark)
         if panel.dashed:
-            x, mean, _ = curve(runs, replace(panel, y=panel.dashed))
-            axis.plot(x, mean, color=colour, lw=1.1, ls="--")
+            beside = curve(runs, replace(panel, y=panel.dashed))
+            _draw_curve(axis, beside, panel, colour, ls="--", lw=1.1)
     if panel.dashed and axis.lines:
         axis.plot([], [], color="0.3", lw=1.1, ls="--", label=_label(experiment, panel.dashed))
     axis.set(
         title=panel.title, xlabel=_label(experiment, panel.x), ylabel=_label(experiment, panel.y),
         xscale="log" if "x" in panel.log else "linear", yscale="log" if "y" in panel.log else "linear",
     )  # fmt: skip
+    if "x" in panel.log and panel.x in experiment.varied:
+        _tick_values(axis)
     _fit_to_means(axis, panel)
     axis.title.set_fontsize(10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25, lw=0.6)
     if axis.lines:
-        axis.legend(fontsize=8, frameon=False)
+        axis.legend(fontsize=8, edgecolor="none", framealpha=0.7)
+
+
+def _draw_curve(axis: "Axes", points: Curve, panel: Panel, colour: str, **style: Any) -> None:
+    """A line through the means and a band around them; a bar where there is but one."""
+    x, mean, half = points
+    if "y" in panel.log:
+        x, mean, half = (values[mean > 0] for values in points)
+    if not x.size:
+        return
+    often = max(1, x.size // _MOST_MARKED)
+    axis.plot(x, mean, **{"color": colour, "lw": 1.4, "ms": 4, "markevery": often, **style})
+    if "marker" not in style or not np.isfinite(half).any():
+        return
+    if x.size > 1:
+        axis.fill_between(x, mean - half, mean + half, color=colour, alpha=0.18, lw=0)
+    else:
+        axis.errorbar(x, mean, half, fmt="none", color=colour, lw=1, capsize=3, alpha=0.5)
+
+
+def _tick_values(axis: "Axes") -> None:
+    """Ticks where the values of a setting are: few, and no powers of ten."""
+    at = sorted({float(x) for line in axis.lines for x in np.asarray(line.get_xdata())})
+    axis.set_xticks(at, [f"{x:,.10g}" for x in at])
+    axis.set_xticks([], minor=True)
 
 
 def _fit_to_means(axis: "Axes", panel: Panel) -> None:
@@ -87,7 +107,7 @@ def _fit_to_means(axis: "Axes", panel: Panel) -> None:
         axis.set_ylim(means.min() - margin, means.max() + margin)
 
 
-def curve(runs: Sequence[Run], panel: Panel) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], ...]:
+def curve(runs: Sequence[Run], panel: Panel) -> Curve:
     """x, mean of y over seeds, and the half of its interval; where all seeds have a number.
 
     Where x is a column in which seeds differ, such as simulated seconds, rows go by their run's settings and

@@ -2,15 +2,19 @@
 
 import csv
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
-from flower_bfl.errors import ConfigError, RunFolderError
+from flower_bfl.errors import ConfigError, FlowerBFLError, RunFolderError
 from flower_bfl.paper.experiment import Experiment, Settings, Value
 from flower_bfl.paper.runs import KINDS, Row
 
 SECONDS = "seconds"  # of wall time, of a whole run
+_WHOLE = 1e15  # whole numbers below it are written as such
 _HERE = ("data-folder", "run-folder")  # settings that say where something is, not what is done
 
 
@@ -46,7 +50,9 @@ class Results:
                 self.runs = list(self._read())
             else:
                 _replace(self._record, json.dumps(self._settings(), indent=1) + "\n")
-        except (OSError, ValueError, KeyError) as error:
+        except FlowerBFLError:
+            raise
+        except (OSError, ValueError, csv.Error) as error:
             raise RunFolderError(f"`folder` must hold readable results, got {self.file}: {error}") from error
 
     def missing(self, seeds: int) -> list[dict[str, Value]]:
@@ -61,7 +67,9 @@ class Results:
 
     def add(self, settings: Settings, rows: Sequence[Row], seconds: float) -> None:
         """Keep a run."""
-        whole = tuple({**row, SECONDS: seconds} for row in rows)
+        whole = tuple(
+            {name: _kept(value) for name, value in {**row, SECONDS: seconds}.items()} for row in rows
+        )
         run = Run(self._key(settings), int(settings["seed"]), whole)
         # In one order, whichever run ends first: what is kept can be compared.
         order = {_name(self._key(each)): place for place, each in enumerate(self.experiment.runs())}
@@ -105,33 +113,64 @@ class Results:
         return {name: value for name, value in self.experiment.settings.items() if name not in _HERE}
 
     def _check_settings(self) -> None:
-        held = json.loads(self._record.read_text(encoding="utf-8"))
-        for name, value in {**held, **self._settings()}.items():
-            if held.get(name) != self._settings().get(name):
+        held: Any = json.loads(self._record.read_text(encoding="utf-8"))
+        if not isinstance(held, dict):
+            raise ValueError(f"{self._record} is no JSON object")
+        wanted = self._settings()
+        for name in {**held, **wanted}:
+            if held.get(name) != wanted.get(name):
                 raise ConfigError(
-                    f"`folder` must hold runs with {name} = {self._settings().get(name)!r} or none, got "
-                    f"{self.file} with {held.get(name, value)!r}"
+                    f"`folder` must hold runs with {name} = {wanted.get(name)!r} or none, got {self.file} "
+                    f"with {held.get(name)!r}"
                 )
 
     def _written(self, runs: Sequence[Run]) -> str:
-        lines = [",".join(self._columns)]
+        text = StringIO(newline="")
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(self._columns)
         for run in runs:
             for row in run.rows:
                 cells: Mapping[str, Value] = {**run.key, "seed": run.seed, **row}
-                lines.append(",".join(_text(cells.get(name, "")) for name in self._columns))
-        return "\n".join(lines) + "\n"
+                lines.writerow([_text(cells.get(name, "")) for name in self._columns])
+        return text.getvalue()
 
     def _read(self) -> Iterator[Run]:
-        kinds = {name: type(value) for settings in self.experiment.runs() for name, value in settings.items()}
-        found: dict[tuple[int, str], Run] = {}
+        keys = _Keys(self.experiment)
+        found: dict[tuple[int, str], tuple[dict[str, Value], list[Row]]] = {}
+        for line in self._lines():
+            key = {name: keys.value(name, line.pop(name)) for name in self.experiment.varied}
+            seed = int(line.pop("seed"))
+            _, rows = found.setdefault((seed, _name(key)), (key, []))
+            rows.append({name: _number(text) for name, text in line.items()})
+        for (seed, _), (key, rows) in found.items():
+            yield Run(key, seed, tuple(rows))
+
+    def _lines(self) -> Iterator[dict[str, str]]:
         with self.file.open(newline="", encoding="utf-8") as stream:
-            for line in csv.DictReader(stream):
-                key = {name: _value(line.pop(name), kinds[name]) for name in self.experiment.varied}
-                seed = int(line.pop("seed"))
-                run = found.setdefault((seed, _name(key)), Run(key, seed, ()))
-                row: Row = {name: _number(text) for name, text in line.items()}
-                found[seed, _name(key)] = replace(run, rows=(*run.rows, row))
-        yield from found.values()
+            text = stream.read()
+        if not text.endswith("\n"):
+            raise ValueError("its last line was cut off")
+        lines = csv.reader(StringIO(text, newline=""), strict=True)
+        if (columns := next(lines)) != [*self._columns]:
+            raise ValueError(f"its columns are {', '.join(columns)}, not {', '.join(self._columns)}")
+        for line in lines:
+            if len(line) != len(columns):
+                raise ValueError(f"line {lines.line_num} has {len(line)} cells, not {len(columns)}")
+            yield dict(zip(columns, line, strict=True))
+
+
+class _Keys:
+    """Settings by their text: 1 and 1.0, which one experiment may both have, look alike in a file."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._known: dict[str, dict[str, Value]] = {name: {} for name in experiment.varied}
+        for settings in experiment.runs():
+            for name, known in self._known.items():
+                known[_text(settings[name])] = settings[name]
+
+    def value(self, name: str, text: str) -> Value:
+        """What the experiment has for it; of a run that it no longer has, the text."""
+        return self._known[name].get(text, text)
 
 
 def _replace(file: Path, text: str) -> None:
@@ -144,18 +183,23 @@ def _name(key: Settings) -> str:
     return json.dumps(key, sort_keys=True)
 
 
+def _kept(value: float | str) -> float | str:
+    """As the file has it: seven digits, but of whole numbers all."""
+    if isinstance(value, str):
+        return value
+    return float(value) if float(value).is_integer() else float(f"{value:.7g}")
+
+
 def _text(value: Value) -> str:
-    if isinstance(value, float):
-        return "" if value != value else f"{value:.7g}"
-    return f'"{value}"' if isinstance(value, str) and "," in value else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if math.isnan(value):
+        return ""
+    return f"{value:.0f}" if value.is_integer() and abs(value) < _WHOLE else repr(float(value))
 
 
 def _number(text: str) -> float | str:
     try:
-        return float(text) if text else float("nan")
+        return float(text) if text else math.nan
     except ValueError:
         return text
-
-
-def _value(text: str, kind: type[Value]) -> Value:
-    return text == "True" if kind is bool else kind(text)

@@ -2,12 +2,16 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from threading import Thread
 from time import perf_counter
 from typing import Any
 
+from flower_bfl.errors import FlowerBFLError
 from flower_bfl.paper.experiment import Settings, Value
 from flower_bfl.paper.results import Results
 from flower_bfl.paper.runs import KINDS, Row
@@ -27,7 +31,9 @@ def run_missing(results: Results, seeds: int, *, jobs: int = 2, progress: Progre
     Raises:
         ConfigError: a setting breaks a rule.
         NotAvailableError: a run cannot be made here, for lack of a data set, say.
-        Exception: what a run raised; runs that ended before are kept.
+        FlowerBFLError: the process of a run was ended from outside.
+        Exception: what a run raised. No other is begun then, but those under way go on to their end, and are
+            kept.
     """
     tasks = results.missing(seeds)
     kind = results.experiment.run
@@ -36,30 +42,68 @@ def run_missing(results: Results, seeds: int, *, jobs: int = 2, progress: Progre
     hear(total - len(tasks), total)
     for each in results.experiment.runs() if tasks else ():
         KINDS[kind].check(each)
-    for done, (settings, (rows, seconds)) in enumerate(_made(kind, tasks, jobs), start=1):
-        results.add(settings, rows, seconds)
-        hear(total - len(tasks) + done, total)
+    with closing(_made(kind, tasks, jobs)) as made:
+        for done, (settings, (rows, seconds)) in enumerate(made, start=1):
+            results.add(settings, rows, seconds)
+            hear(total - len(tasks) + done, total)
 
 
 def _made(
     kind: str, tasks: list[dict[str, Value]], jobs: int
-) -> Iterator[tuple[Settings, tuple[list[Row], float]]]:
+) -> Generator[tuple[Settings, tuple[list[Row], float]]]:
     if not tasks:
         return
     waiting = iter(tasks)
     running: dict[Future[Any], Settings] = {}
+    failed: BaseException | None = None
+    with _environment(), _pool(jobs) as pool:
+        while True:
+            while not failed and len(running) < jobs and (settings := next(waiting, None)) is not None:
+                running[pool.submit(_timed, kind, settings)] = settings
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                made = running.pop(future)
+                if error := future.exception():
+                    failed = failed or error
+                else:
+                    yield made, future.result()
+        if failed:
+            raise failed
+
+
+@contextmanager
+def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end at once if anything is raised here, and with this process, whatever ends it."""
+    others = multiprocessing.active_children()
     # Spawned: a fork would inherit the threads of PyTorch and Flower in the middle of whatever they do.
-    with _environment(), ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        try:
-            while True:
-                while len(running) < jobs and (settings := next(waiting, None)) is not None:
-                    running[pool.submit(_timed, kind, settings)] = settings
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(future), future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise FlowerBFLError(
+            "the process of a run was ended from outside, for want of memory perhaps"
+        ) from error
+    except BaseException:
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Leave Ctrl-C to the parent, and do not outlive it: a pool's processes wait for work for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_watch_parent, daemon=True).start()
+
+
+def _watch_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only in a process of the pool"
+    parent.join()
+    os._exit(1)
 
 
 def _timed(kind: str, settings: Settings) -> tuple[list[Row], float]:

@@ -13,7 +13,7 @@ import pytest
 from scipy.io import savemat
 
 from flower_bfl.errors import ConfigError
-from flower_bfl.learning.data import FOLDER_VARIABLE, load
+from flower_bfl.learning.data import FOLDER_VARIABLE, load, load_file
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -152,3 +152,110 @@ def test_the_default_folder_is_in_the_cache(tmp_path: Path, monkeypatch: pytest.
 def test_an_unknown_name() -> None:
     with pytest.raises(ConfigError, match="`name` must be one of digits, fashion-mnist, svhn, got 'mnist'"):
         load("mnist")
+
+
+# --- a file of one's own ------------------------------------------------------------------------------------
+
+
+def own_arrays(**changed: Any) -> dict[str, Any]:
+    """Three images to train on, two to test with."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "train_images": rng.integers(0, 256, (3, 1, 4, 5), dtype=np.uint8),
+        "train_labels": np.array([0, 9, 4], np.int32),
+        "test_images": rng.integers(0, 256, (2, 1, 4, 5), dtype=np.uint8),
+        "test_labels": np.array([7, 7], np.uint8),
+    }
+    return {name: value for name, value in (arrays | changed).items() if value is not None}
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_file_of_ones_own(save: Any, tmp_path: Path) -> None:
+    arrays = own_arrays()
+    save(tmp_path / "own.npz", **arrays, more=np.zeros(3))
+    data = load_file(tmp_path / "own.npz")
+    for name, array in arrays.items():
+        assert np.array_equal(getattr(data, name), array)
+    assert data.train_labels.dtype == data.test_labels.dtype == np.int64
+    assert data.train_images.dtype == np.uint8
+    assert data.classes == 10
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"test_labels": None}, r"`path` must be an \.npz with train_images, .*got .*own\.npz"),
+        ({"train_images": np.zeros((3, 1, 4, 5))}, r"`train_images` must be uint8 .*got float64 of shape"),
+        (
+            {"test_images": np.zeros((2, 4, 5), np.uint8)},
+            r"`test_images` must be .*got uint8 of shape \(2, 4, 5\)",
+        ),
+        ({"test_images": np.zeros((0, 1, 4, 5), np.uint8)}, r"`test_images` must be .*got .*\(0, 1, 4, 5\)"),
+        ({"test_images": np.uint8(3)}, r"`test_images` must be .*got uint8 of shape \(\)"),
+        (
+            {"train_labels": np.zeros(4, int)},
+            r"`train_labels` must be 3 whole numbers, got int64 of shape \(4,\)",
+        ),
+        ({"train_labels": np.zeros((3, 1), int)}, r"`train_labels` must be 3 whole numbers, got .*\(3, 1\)"),
+        ({"train_labels": np.zeros(3)}, r"`train_labels` must be 3 whole numbers, got float64"),
+        ({"train_labels": np.zeros(3, bool)}, r"`train_labels` must be 3 whole numbers, got bool"),
+        ({"test_labels": np.array([0, 10])}, r"`test_labels` must be from 0 to 9, got 0 to 10"),
+        ({"test_labels": np.array([-1, 1])}, r"`test_labels` must be from 0 to 9, got -1 to 1"),
+    ],
+)
+def test_a_file_with_something_else(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", **own_arrays(**changed))
+    with pytest.raises(ConfigError, match=message):
+        load_file(tmp_path / "own.npz")
+
+
+class Touches:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._path,)
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    harm = tmp_path / "harm"
+    objects = np.array([Touches(harm)] * 3, dtype=object)
+    np.savez(tmp_path / "own.npz", **own_arrays(train_labels=objects))
+    with pytest.raises(ConfigError, match=r"`path` must be an \.npz"):
+        load_file(tmp_path / "own.npz")
+    assert not harm.exists()
+    with np.load(tmp_path / "own.npz", allow_pickle=True) as file:
+        _ = file["train_labels"]
+    assert harm.exists(), "the file is what it is thought to be"
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off", b"\x93NUMPY\x01\x00 cut off"])
+def test_a_file_that_is_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "own.npz").write_bytes(content)
+    for path in (tmp_path / "own.npz", tmp_path / "nowhere.npz", tmp_path):
+        with pytest.raises(ConfigError, match=r"`path` must be an \.npz"):
+            load_file(path)
+
+
+def test_one_array_is_no_archive(tmp_path: Path) -> None:
+    np.save(tmp_path / "own.npy", np.zeros(3))
+    with pytest.raises(ConfigError, match=r"`path` must be an \.npz"):
+        load_file(tmp_path / "own.npy")
+
+
+def test_a_damaged_archive_is_told_whichever_byte_it_is(tmp_path: Path) -> None:
+    """Or, where the byte means nothing, read as it was."""
+    path = tmp_path / "own.npz"
+    np.savez_compressed(path, **own_arrays())
+    whole, told = path.read_bytes(), 0
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            data = load_file(path)
+        except ConfigError:
+            told += 1
+        else:
+            assert np.array_equal(data.train_images, own_arrays()["train_images"])
+    assert told > 20
