@@ -55,6 +55,13 @@ def paper(
             show_default=False,
         ),
     ] = None,
+    flower: Annotated[
+        bool,
+        typer.Option(
+            "--flower",
+            help="Make each figure's first run under Flower's simulation as well, and compare the models.",
+        ),
+    ] = False,
 ) -> None:
     """Run the paper's experiments, and hold what comes out against what it says.
 
@@ -68,7 +75,10 @@ def paper(
     made = 0
     for experiment in experiments:
         chosen = _chosen(experiment, quick, full, data_folder, images)
-        made += _run(chosen, seeds or _seeds(chosen, quick, full), jobs or os.cpu_count() or 1, folder)
+        done = _run(chosen, seeds or _seeds(chosen, quick, full), jobs or os.cpu_count() or 1, folder)
+        made += done
+        if flower and done:
+            _compare_with_flower(chosen)
     if not made:
         raise typer.Exit(1)
 
@@ -158,3 +168,19 @@ def _print(results: "Results", console: "Console") -> None:
         f"{', '.join(map(str, files))}: {len(results.runs)} runs, {results.seconds:.0f} s in all",
         markup=False,
     )
+
+
+def _compare_with_flower(experiment: "Experiment") -> None:
+    if experiment.run != "training":
+        typer.echo(f"{experiment.name} trains no model: nothing to compare with Flower's simulation")
+        return
+    from flower_bfl.paper._training import is_same_under_flower
+
+    settings = {**next(experiment.runs()), "seed": 0}
+    same = is_same_under_flower(settings)
+    told = "the same models, bit for bit" if same else "OTHER MODELS"
+    typer.echo(
+        f"{experiment.name}, first run, {settings['rounds']} rounds, under Flower's simulation: {told}"
+    )
+    if not same:
+        raise typer.Exit(1)

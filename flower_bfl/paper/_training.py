@@ -1,16 +1,15 @@
 """A run of federated learning: a row for each round after which the model was tested."""
 
-import logging
 import math
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from flower_bfl._flwr_run import declared_config, run_app
 from flower_bfl.errors import ConfigError, FlowerBFLError
+from flower_bfl.paper._in_process import quiet
 from flower_bfl.paper.experiment import Settings
 from flower_bfl.paper.runs import NotAvailableError
 from flower_bfl.report import Round, read_rounds
@@ -27,7 +26,7 @@ def check(settings: Settings) -> None:
     from flower_bfl.paper import app
 
     config = whole(settings)
-    with _quiet():
+    with quiet():
         app.make_strategy(config)
     try:
         app.loaded(config["dataset"], config["data-folder"])
@@ -35,12 +34,21 @@ def check(settings: Settings) -> None:
         raise NotAvailableError(str(error)) from error
 
 
-def run(settings: Settings, *, under_flower: bool = False) -> list[dict[str, Any]]:
-    """Train in this process, or under Flower's simulation, which comes to the same models."""
+def run(settings: Settings) -> list[dict[str, Any]]:
+    """Train in this process."""
+    return [_row(one) for one in _rounds(settings, run_in_process) if one.get("evaluate")]
+
+
+def is_same_under_flower(settings: Settings) -> bool:
+    """Whether a run comes to the same models, round by round, in this process and in Flower's simulation."""
+    here, there = (_rounds(settings, each) for each in (run_in_process, run_under_flower))
+    return [one["model_digest"] for one in here] == [one["model_digest"] for one in there]
+
+
+def _rounds(settings: Settings, run: Callable[[dict[str, Any]], None]) -> list[Round]:
     with tempfile.TemporaryDirectory() as folder:
-        config = whole(settings) | {"run-folder": folder}
-        (run_under_flower if under_flower else run_in_process)(config)
-        return [_row(one) for one in read_rounds(Path(folder)) if one.get("evaluate")]
+        run(whole(settings) | {"run-folder": folder})
+        return read_rounds(Path(folder))
 
 
 def run_in_process(config: dict[str, Any]) -> None:
@@ -48,20 +56,8 @@ def run_in_process(config: dict[str, Any]) -> None:
     from flower_bfl.paper import app
     from flower_bfl.simulation import simulate
 
-    with _quiet():
+    with quiet():
         simulate(app.server_app, app.client_app, nodes=app.nodes(config), settings=config)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Flower's log of every round."""
-    log = logging.getLogger("flwr")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def run_under_flower(config: dict[str, Any], environment: dict[str, str] | None = None) -> None:

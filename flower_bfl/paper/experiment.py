@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from hashlib import file_digest
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,6 @@ class Grid:
     """Runs with every combination of some settings."""
 
     vary: Mapping[str, list[Value]]
-    settings: Settings = field(default_factory=dict)  # of all of them
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Experiment:
         """The settings of every run, without its seed."""
         for grid in self.grids:
             for values in product(*grid.vary.values()):
-                yield {**self.settings, **grid.settings, **dict(zip(grid.vary, values, strict=True))}
+                yield {**self.settings, **dict(zip(grid.vary, values, strict=True))}
 
     def version(self, name: Literal["quick", "full"]) -> "Experiment":
         """The small version, or the one with the paper's budget; under its own name where runs differ."""
@@ -128,7 +128,7 @@ class Experiment:
         """The same on a data set of one's own, under its name; what the paper claims is of another."""
         return replace(
             self.with_settings(**{"dataset": "file", "data-folder": str(file)}),
-            name=f"{self.name}-{file.stem}",
+            name=f"{self.name}-{file.stem}-{_digest(file)}",
             title=f"{self.title}, but with the images of {file.name}",
             claims=(),
         )
@@ -136,6 +136,15 @@ class Experiment:
     def with_settings(self, **settings: Value) -> "Experiment":
         """The same with other settings for all runs."""
         return replace(self, settings={**self.settings, **settings})
+
+
+def _digest(file: Path) -> str:
+    """Of the content: another file of that name is another data set."""
+    try:
+        with file.open("rb") as stream:
+            return file_digest(stream, "sha256").hexdigest()[:8]
+    except OSError as error:
+        raise ConfigError(f"`images` must be a readable file, got {file} ({error})") from error
 
 
 def names() -> list[str]:

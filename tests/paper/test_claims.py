@@ -126,7 +126,7 @@ def test_in_a_word(numbers, paper, expect, over, word):
         (
             {"paper": -11, "unit": "%", "expect": "below"},
             [-3.25],
-            "who wins: paper -11 %, measured −3.25 %, 1 seed: undecided",
+            "who wins: paper −11 %, measured −3.25 %, 1 seed: undecided",
         ),
     ],
 )

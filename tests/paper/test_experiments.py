@@ -121,17 +121,17 @@ def test_versions_take_what_they_say():
     assert experiment.version("full") is experiment
 
 
-def test_grids_overrule_settings_and_what_is_varied_overrules_both():
+def test_what_a_grid_varies_overrules_settings():
     experiment = parsed(
         "x",
         {
             "title": "x", "run": "latency", "settings": {"a": 0, "b": 0, "c": 0},
-            "grid": [{"settings": {"a": 1, "b": 1}, "vary": {"a": [2, 3]}}, {"vary": {"c": [5]}}],
+            "grid": [{"vary": {"a": [2, 3]}}, {"vary": {"c": [5]}}],
         },
     )  # fmt: skip
     assert list(experiment.runs()) == [
-        {"a": 2, "b": 1, "c": 0},
-        {"a": 3, "b": 1, "c": 0},
+        {"a": 2, "b": 0, "c": 0},
+        {"a": 3, "b": 0, "c": 0},
         {"a": 0, "b": 0, "c": 5},
     ]
     assert experiment.varied == ("a", "c")
@@ -156,7 +156,7 @@ def changed(**entries: Any) -> dict[str, Any]:
     [
         (changed(titel="t"), r"`Experiment` may have name, title, .*, got 'titel'"),
         (changed(title=None), r"`Experiment` lacks an entry: .*'title'"),
-        (changed(grid=[{"vary": {}, "values": 1}]), r"`Grid` may have vary, settings, got 'values'"),
+        (changed(grid=[{"vary": {}, "values": 1}]), r"`Grid` may have vary, got 'values'"),
         (changed(grid=[{}]), r"`Grid` lacks an entry: .*'vary'"),
         (changed(panel=[WHOLE["panel"][0] | {"z": 1}]), r"`Panel` may have title, x, y, .*, got 'z'"),
         (changed(panel=[{"title": "p"}]), r"`Panel` lacks an entry: .*'x', 'y', and 'curves'"),
@@ -177,7 +177,7 @@ def changed(**entries: Any) -> dict[str, Any]:
             r"`grid` of x must give each run once, got \(1,\) again",
         ),
         (
-            changed(grid=[{"vary": {"a": [1]}}, {"vary": {"a": [2, 1]}, "settings": {"b": 1}}]),
+            changed(grid=[{"vary": {"a": [1]}}, {"vary": {"a": [2, 1]}}]),
             r"`grid` of x must give each run once, got \(1,\) again",
         ),
         (changed(quick={"vary": {"a": [7, 7]}}), r"`grid` of x-quick must give each run once, got \(7,\)"),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hand_made import without_seconds
 
 from flower_bfl import _paper_cli
 from flower_bfl.errors import ConfigError
-from flower_bfl.paper import app, experiment, runner
+from flower_bfl.paper import _training, app, experiment, runner
 from flower_bfl.paper.experiment import names, read
 
 HEAVY = ("torch", "flwr", "ray", "web3", "eth", "matplotlib", "sklearn")
@@ -107,8 +108,9 @@ def no_svhn(monkeypatch):
     return asked
 
 
-def images(path: Path, shape=(3, 32, 32)) -> Path:
-    rng = np.random.default_rng(0)
+def images(path: Path, shape=(3, 32, 32), seed=0) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    rng = np.random.default_rng(seed)
     arrays = {}
     for part, count in (("train", 40), ("test", 20)):
         arrays[f"{part}_images"] = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
@@ -207,22 +209,32 @@ def test_images_of_ones_own_are_named_as_such_and_held_against_nothing(command, 
     file = images(tmp_path / "mine[b].npz")
     status, out, err = command("paper", "fig2", "--images", file.name, "--seeds", 1)
     assert (status, err) == (0, "")
+    name = f"fig2-mine[b]-{sha256(file.read_bytes()).hexdigest()[:8]}"
     first, last = out.splitlines()
-    assert first == "fig2-mine[b]: Digits of houses, but with the images of mine[b].npz"
-    assert last.startswith("runs/paper/fig2-mine[b].csv, runs/paper/fig2-mine[b].png: 1 runs, ")
+    assert first == f"{name}: Digits of houses, but with the images of mine[b].npz"
+    assert last.startswith(f"runs/paper/{name}.csv, runs/paper/{name}.png: 1 runs, ")
     assert no_svhn == []
-    lines = Path("runs/paper/fig2-mine[b].csv").read_text().splitlines()
+    lines = Path(f"runs/paper/{name}.csv").read_text().splitlines()
     assert [line.split(",")[:3] for line in lines[1:]] == [["consensus", "0", "0"], ["consensus", "0", "1"]]
 
 
-@pytest.mark.parametrize("name", ["gray.npz", "none.npz"])
-def test_images_that_do_not_fit_are_told_before_a_run(name, command, no_svhn, tmp_path, monkeypatch):
+def test_other_images_of_the_same_name_are_another_experiment(tmp_path, experiments):
+    one, other = images(tmp_path / "a" / "mine.npz"), images(tmp_path / "b" / "mine.npz", seed=1)
+    names = {experiment.read("fig2").with_images(file).name for file in (one, other)}
+    assert len(names) == 2 and all(name.startswith("fig2-mine-") for name in names)
+
+
+def test_images_that_do_not_fit_are_told_before_a_run(command, no_svhn, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "ProcessPoolExecutor", None)
     images(tmp_path / "gray.npz", shape=(1, 28, 28))
-    status, out, err = command("paper", "fig2", "--images", name)
+    status, out, err = command("paper", "fig2", "--images", "gray.npz")
     assert (status, err) == (1, "")
-    told = {"gray.npz": "got (1, 28, 28)", "none.npz": "none.npz"}
-    assert out.splitlines()[1].startswith("not run: `") and told[name] in out
+    assert out.splitlines()[1].startswith("not run: `") and "got (1, 28, 28)" in out
+
+
+def test_images_that_are_not_there_are_told(command, no_svhn):
+    status, _, err = command("paper", "fig2", "--images", "none.npz")
+    assert status == 2 and "`images` must be a readable file" in err and "none.npz" in err
 
 
 def test_a_folder_may_have_any_name(command):
@@ -271,3 +283,31 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "FIGURE" in done.stdout
     assert done.stdout.splitlines()[-1] == "imported: []"
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "status", "told"),
+    [
+        (["a", "b"], ["a", "b"], 0, "the same models, bit for bit"),
+        (["a", "b"], ["a", "c"], 1, "OTHER MODELS"),
+    ],
+)
+def test_a_first_run_is_compared_with_flowers(
+    here, there, status, told, command, no_svhn, tmp_path, monkeypatch
+):
+    """The two ways stand in for themselves here; that they are the same is test_same_as_flower's."""
+
+    def write(digests: list[str]):
+        lines = [json.dumps({"model_digest": digest}) + "\n" for digest in digests]
+        return lambda config: Path(config["run-folder"], "rounds.jsonl").write_text("".join(lines))
+
+    monkeypatch.setattr(_training, "run_in_process", write(here))
+    monkeypatch.setattr(_training, "run_under_flower", write(there))
+    file = images(tmp_path / "mine.npz")
+    ended, out, _ = command("paper", "fig2", "--images", file, "--seeds", 1, "--flower")
+    assert (ended, out.splitlines()[-1].endswith(told)) == (status, True)
+
+
+def test_what_trains_nothing_is_not_compared(command):
+    status, out, _ = command("paper", "fig1", "--seeds", 1, "--flower")
+    assert status == 0 and "trains no model" in out
