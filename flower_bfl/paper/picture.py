@@ -15,9 +15,11 @@ from flower_bfl.types import Floats
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart, and marks for those who print.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
-_MARKS = "osD^vPX"
+# Okabe and Ito's colours, which colour-blind readers can tell apart, three more, and marks to print.
+_COLOURS = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#7F7F7F", "#882255", "#999933",
+)  # fmt: skip
+_MARKS = "osD^vPX*<>"
 _SAME = ("round", "steps")  # columns whose values all seeds have
 _MOST_MARKED = 12  # points of a curve
 _WIDTH, _HEIGHT = 5.2, 3.5
@@ -51,7 +53,7 @@ def draw(results: Results) -> Path:
 
 def _draw_panel(axis: "Axes", panel: Panel, results: Results) -> None:
     experiment = results.experiment
-    for number, value in enumerate(_values(experiment, panel)):
+    for number, value in _values(experiment, panel):
         runs = results.of({**panel.where, panel.curves: value})
         colour, mark = _COLOURS[number % len(_COLOURS)], _MARKS[number % len(_MARKS)]
         _draw_curve(axis, curve(runs, panel), panel, colour, label=_label(experiment, value), marker=mark)
@@ -132,12 +134,12 @@ def curve(runs: Sequence[Run], panel: Panel) -> Curve:
     )
 
 
-def _values(experiment: Experiment, panel: Panel) -> list[Value]:
-    found: dict[Value, None] = {}
-    for settings in experiment.runs():
-        if _fits(settings, panel.where):
-            found[settings[panel.curves]] = None
-    return [value for value in found if not panel.only or value in panel.only]
+def _values(experiment: Experiment, panel: Panel) -> list[tuple[int, Value]]:
+    """Whose curves are drawn, with their places in the whole experiment: the same colour in every panel."""
+    runs = list(experiment.runs())
+    places = {value: place for place, value in enumerate(dict.fromkeys(run[panel.curves] for run in runs))}
+    here = dict.fromkeys(run[panel.curves] for run in runs if _fits(run, panel.where))
+    return [(places[value], value) for value in here if not panel.only or value in panel.only]
 
 
 def _fits(settings: Settings, where: Settings) -> bool:
