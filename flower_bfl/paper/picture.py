@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, three more, and marks to print.
 _COLOURS = (
-    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#7F7F7F", "#882255", "#999933",
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000",
+    "#7F7F7F", "#882255", "#999933",
 )  # fmt: skip
 _MARKS = "osD^vPX*<>"
 _SAME = ("round", "steps")  # columns whose values all seeds have
