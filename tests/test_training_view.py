@@ -1,7 +1,6 @@
 """`flower-bfl controller train`: what it prints, draws and leaves, and how it stops and goes on."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -59,7 +58,7 @@ def test_the_same_folder_goes_on(call, tmp_path):
     assert all(np.array_equal(parts.weights[name], whole.weights[name]) for name in whole.weights)
 
 
-def test_an_interrupt_says_how_to_go_on(tmp_path):
+def test_an_interrupt_says_how_to_go_on(tmp_path, request):
     command = [
         sys.executable,
         "-m",
@@ -74,8 +73,14 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
         "10000000",
     ]
     process = subprocess.Popen(
-        [*command, "--folder", "run"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ}
+        [*command, "--folder", "run"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in a shell's background ignores interrupts, and so does all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+    request.addfinalizer(process.kill)
     events = tmp_path / "run" / "seed-0" / "tensorboard"
     deadline = time.monotonic() + 100
     while not events.exists() and time.monotonic() < deadline:

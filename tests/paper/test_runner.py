@@ -191,6 +191,8 @@ class Script:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A job in a shell's background ignores interrupts, and so does all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def wait_for(self, done: int) -> None:
