@@ -14,7 +14,13 @@ from flower_bfl.paper.results import Results
 from flower_bfl.paper.summary import markdown
 
 DOCS = Path(__file__).parents[1] / "docs"
-MARK = re.compile(r"<!-- (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+MARK = re.compile(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def results(name: str, folder: Path) -> Results:
+    """Of an experiment, or of its small version, as in fig9-quick."""
+    experiment = read(name.removesuffix("-quick"))
+    return Results(experiment.version("quick") if name.endswith("-quick") else experiment, folder)
 
 
 def with_tables(text: str, folder: Path) -> str:
@@ -22,7 +28,7 @@ def with_tables(text: str, folder: Path) -> str:
 
     def between(mark: re.Match[str]) -> str:
         name = mark.group(1)
-        told = markdown(Results(read(name), folder))
+        told = markdown(results(name, folder))
         return f"<!-- {name} -->\n{told}\n<!-- end -->"
 
     return MARK.sub(between, text)
@@ -32,7 +38,7 @@ def main() -> None:
     page = DOCS / "results.md"
     page.write_text(with_tables(page.read_text(encoding="utf-8"), DOCS / "results"), encoding="utf-8")
     for name in MARK.findall(page.read_text(encoding="utf-8")):
-        print(draw(Results(read(name), DOCS / "results")))
+        print(draw(results(name, DOCS / "results")))
 
 
 if __name__ == "__main__":

@@ -51,13 +51,18 @@ class Verdict:
         """What was measured, with its interval and unit."""
         value, half = self.measured.value, self.measured.half
         spread = f" ± {_short(half)}" if math.isfinite(half) else ""
-        return f"{'+' if value >= 0 else '−'}{_short(abs(value))}{spread} {self.claim.unit}".rstrip()
+        return f"{signed(value)}{spread} {self.claim.unit}".rstrip()
 
     def __str__(self) -> str:
         unit, paper = self.claim.unit, self.claim.paper
         told = f"{self.claim.expect} it" if paper is None else f"{paper:+g} {unit}".rstrip().replace("-", "−")
         what = f"{self.claim.text}: {self.claim.source} {told}, measured {self.figure}"
         return f"{what}, {self.seeds} seed{'s' if self.seeds != 1 else ''}: {self.word}"
+
+
+def signed(number: float) -> str:
+    """With a plus or a minus."""
+    return f"{'+' if number >= 0 else '−'}{_short(abs(number))}"
 
 
 def _short(number: float) -> str:

@@ -1,6 +1,6 @@
 """Results as Markdown: what the paper says, what was measured, and the verdict."""
 
-from flower_bfl.paper.claims import Verdict, verdicts
+from flower_bfl.paper.claims import Verdict, signed, verdicts
 from flower_bfl.paper.results import Results
 
 
@@ -18,5 +18,5 @@ def markdown(results: Results) -> str:
 
 def _row(verdict: Verdict) -> str:
     claim = verdict.claim
-    paper = claim.expect if claim.paper is None else f"{claim.paper:+g} {claim.unit}".rstrip()
+    paper = claim.expect if claim.paper is None else f"{signed(claim.paper)} {claim.unit}".rstrip()
     return f"| {claim.text} | {paper} | {verdict.figure} | {verdict.word} |"
