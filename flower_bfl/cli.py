@@ -263,6 +263,8 @@ def _print_run_folder(folder: Path) -> None:
         table.add_row(f"chain/payloads/, {len(sizes)} files", decimal(sum(sizes)))
     console = Console(soft_wrap=True)
     console.print(table)
+    if (folder / "rounds.jsonl").exists():
+        console.print(f"To read it: flower-bfl report {folder}", highlight=False)
     if (folder / "chain" / "chain.sqlite").exists():
         console.print(f"To check it: flower-bfl audit {folder}", highlight=False)
 
