@@ -23,7 +23,10 @@ _SEEDS = 3
 
 def paper(
     figures: Annotated[
-        list[str], typer.Argument(metavar="FIGURE...", help="fig4 to fig12, one of ours, or all; see --list.")
+        list[str],
+        typer.Argument(
+            metavar="FIGURE...", help="fig4 to fig12; auto, cost, robustness, theory or time; or all."
+        ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="A small version, in minutes.")] = False,
     full: Annotated[
@@ -64,6 +67,8 @@ def paper(
     ] = False,
 ) -> None:
     """Run the paper's experiments, and hold what comes out against what it says.
+
+    A FIGURE is fig4 to fig12, one beyond the paper: auto, cost, robustness, theory or time; or all of them: all.
 
     Each leaves FIGURE.csv with every run, FIGURE.json with its settings and FIGURE.png in the folder. Whoever
     stops it goes on with the same command.

@@ -311,3 +311,10 @@ def test_a_first_run_is_compared_with_flowers(
 def test_what_trains_nothing_is_not_compared(command):
     status, out, _ = command("paper", "fig1", "--seeds", 1, "--flower")
     assert status == 0 and "trains no model" in out
+
+
+def test_the_help_names_all_there_is(command, monkeypatch):
+    monkeypatch.setattr(experiment, "FOLDER", Path(experiment.__file__).parent / "experiments")
+    _, out, _ = command("paper", "--help")
+    for name in names():
+        assert name in out or name in [f"fig{number}" for number in range(4, 13)]
