@@ -68,7 +68,7 @@ def paper(
 ) -> None:
     """Run the paper's experiments, and hold what comes out against what it says.
 
-    A FIGURE is fig4 to fig12, one beyond the paper: auto, cost, robustness, theory or time; or all of them: all.
+    A FIGURE is fig4 to fig12; auto, cost, robustness, theory or time, which go beyond the paper; or all.
 
     Each leaves FIGURE.csv with every run, FIGURE.json with its settings and FIGURE.png in the folder. Whoever
     stops it goes on with the same command.
