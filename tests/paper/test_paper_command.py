@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hand_made import without_seconds
 
-from flower_bfl import _paper_cli
+from flower_bfl import _paper_view
 from flower_bfl.errors import ConfigError
 from flower_bfl.paper import _training, app, experiment, runner
 from flower_bfl.paper.experiment import names, read
@@ -164,9 +164,12 @@ def test_seeds_are_those_of_the_version(options, name, runs, command):
     assert len(without_seconds(Path(f"runs/paper/{name}.csv"))) == 1 + runs
 
 
-def test_the_full_version_has_ten_seeds():
-    full = read("fig1").version("full")
-    assert _paper_cli._seeds(full, quick=False, full=True) == 10
+def test_the_full_version_has_ten_seeds(command, monkeypatch):
+    asked: list[Any] = []
+    monkeypatch.setattr(_paper_view, "run_experiment", lambda *arguments: not asked.append(arguments))
+    assert command("paper", "fig1", "--full")[0] == 0
+    ((full, seeds, *_),) = asked
+    assert seeds == 10
     assert full.name == "fig1-full" and full.settings["states"] == 3
 
 
@@ -259,7 +262,7 @@ def test_who_stops_it_is_told_that_it_goes_on(command, monkeypatch):
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "run_missing", stop)
+    monkeypatch.setattr(_paper_view, "run_missing", stop)
     status, _, err = command("paper", "fig1")
     assert status == 130
     assert "Stopped; the runs that had ended are kept" in err
