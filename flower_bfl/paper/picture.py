@@ -22,6 +22,7 @@ _COLOURS = (
 )  # fmt: skip
 _MARKS = "osD^vPX*<>"
 _SAME = ("round", "steps")  # columns whose values all seeds have
+_FEWEST_FOR_BANDS = 3  # seeds; an interval from two is thirteen times its standard error, and hides all else
 _MOST_MARKED = 12  # points of a curve
 _WIDTH, _HEIGHT = 5.2, 3.5
 
@@ -45,7 +46,8 @@ def draw(results: Results) -> Path:
         _draw_panel(axis, panel, results)
     for axis in axes.flat[len(experiment.panels) :]:
         axis.set_visible(False)
-    seeds = f"{results.seeds} seed{'s' if results.seeds != 1 else ''}, bands: 95 % intervals of the mean"
+    bands = ", bands: 95 % intervals of the mean" if results.seeds >= _FEWEST_FOR_BANDS else ""
+    seeds = f"{results.seeds} seed{'s' if results.seeds != 1 else ''}{bands}"
     figure.suptitle(f"{experiment.title}\n{seeds}{experiment.note and '; '}{experiment.note}", fontsize=10)
     file = results.file.with_suffix(".png")
     figure.savefig(file, dpi=110)
@@ -57,7 +59,10 @@ def _draw_panel(axis: "Axes", panel: Panel, results: Results) -> None:
     for number, value in _values(experiment, panel):
         runs = results.of({**panel.where, panel.curves: value})
         colour, mark = _COLOURS[number % len(_COLOURS)], _MARKS[number % len(_MARKS)]
-        _draw_curve(axis, curve(runs, panel), panel, colour, label=_label(experiment, value), marker=mark)
+        x, mean, half = curve(runs, panel)
+        if results.seeds < _FEWEST_FOR_BANDS:
+            half = np.full_like(half, np.nan)
+        _draw_curve(axis, (x, mean, half), panel, colour, label=_label(experiment, value), marker=mark)
         if panel.dashed:
             beside = curve(runs, replace(panel, y=panel.dashed))
             _draw_curve(axis, beside, panel, colour, ls="--", lw=1.1)

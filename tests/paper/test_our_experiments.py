@@ -121,7 +121,8 @@ def test_the_dashed_column_follows_the_other_in_its_colour(results):
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["ring", "line", "last"]
 
 
-def test_one_point_has_bars_for_its_interval(results):
+def test_one_point_has_bars_for_its_interval(results, monkeypatch):
+    monkeypatch.setattr(picture, "_FEWEST_FOR_BANDS", 2)
     axis = drawn(results, curves="steps", where={"graph": "ring"})
     assert [line.get_xdata().tolist() for line in axis.lines if line.get_marker() != "_"] == [
         [100.5],

@@ -85,8 +85,8 @@ PANELS = [
     {"title": "c", "x": "devices", "y": "total_s", "curves": "algorithm", "where": {"devices": 5}},
 ]
 TOTALS = {
-    (3, "all-local"): [1.0, 2.0], (5, "all-local"): [3.0, 4.0],
-    (3, "greedy"): [0.5, 1.0], (5, "greedy"): [2.0, 2.5],
+    (3, "all-local"): [1.0, 2.0, 1.5], (5, "all-local"): [3.0, 4.0, 3.5],
+    (3, "greedy"): [0.5, 1.0, 0.75], (5, "greedy"): [2.0, 2.5, 2.25],
 }  # fmt: skip
 
 
@@ -110,7 +110,16 @@ def test_the_picture_has_every_panel_and_curve(drawn: list[Figure], tmp_path: Pa
     assert [line.get_xydata().tolist() for line in points] == [[[5, 3.5]], [[5, 2.25]]]
     assert len(a.collections) == 2  # bands
     title = figure.get_suptitle()
-    assert title == "Tiny\n2 seeds, bands: 95 % intervals of the mean; a note"
+    assert title == "Tiny\n3 seeds, bands: 95 % intervals of the mean; a note"
+
+
+def test_two_seeds_have_no_bands(drawn: list[Figure], tmp_path: Path):
+    """Theirs would be thirteen standard errors wide either way, and hide every curve."""
+    totals = {key: values[:2] for key, values in TOTALS.items()}
+    draw(filled(latency(panel=PANELS, note="a note"), tmp_path, totals))
+    (figure,) = drawn
+    assert not any(axis.collections or axis.containers for axis in figure.axes)
+    assert figure.get_suptitle() == "Tiny\n2 seeds; a note"
 
 
 def test_colours_are_the_algorithms_in_every_picture_of_an_experiment(drawn: list[Figure], tmp_path: Path):
