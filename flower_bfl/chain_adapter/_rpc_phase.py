@@ -7,7 +7,7 @@ from itertools import groupby
 from flower_bfl.chain_adapter import _contract
 from flower_bfl.chain_adapter._accounts import Account
 from flower_bfl.chain_adapter._contract import PIECE_BYTES
-from flower_bfl.chain_adapter._phase import OPERATOR, gas_limit
+from flower_bfl.chain_adapter._phase import OPERATOR, gas_limit, gas_of
 from flower_bfl.chain_adapter._rpc_log import to_hex
 from flower_bfl.chain_adapter._rpc_outbox import Outgoing
 from flower_bfl.chain_adapter._rules import RuleBook, check_bounds, parties, refused
@@ -189,7 +189,7 @@ class PhasePlanner:
     def _outgoing(self, entry: Entry, data: bytes) -> Outgoing:
         place = f"kind {entry.kind.name}, round {entry.round}, step {entry.step}"
         return Outgoing(
-            self._payer(entry), self._domain[1], data, gas_limit(data), f"{entry.sender}, {place}"
+            self._payer(entry), self._domain[1], data, gas_of(entry, data), f"{entry.sender}, {place}"
         )
 
     def _payer(self, entry: Entry) -> Account:
@@ -199,8 +199,9 @@ class PhasePlanner:
 def _wave(entry: Entry) -> object:
     """Equal for neighbours that may be mined in any order.
 
-    The order matters for models and seals, and for a vote that bars an edge server which acts next to it.
+    The order matters for models, seals and restarts, and for a vote that bars an edge server which acts next
+    to it.
     """
-    if entry.kind in (Kind.MODEL, Kind.SEAL):
+    if entry.kind in (Kind.MODEL, Kind.SEAL, Kind.RESTART):
         return object()
     return entry.step if entry.kind is Kind.VOTE else None

@@ -20,6 +20,8 @@ _SUBMITTERS = {
     Kind.VOTE: {Role.SERVER},
     Kind.SEAL: {Role.DEVICE, Role.SERVER},
     Kind.DATA: {Role.DEVICE},
+    Kind.RESTART: {Role.OPERATOR},
+    Kind.STATE: {Role.OPERATOR},
 }
 
 
@@ -55,6 +57,8 @@ class RuleBook:
     proposal: Proposal | None = None
     servers: frozenset[int] = frozenset()  # registered
     quarantined_until: dict[int, int] = field(default_factory=dict)
+    restarts: int = 0  # of the open round
+    _barred_before: dict[int, int] = field(default_factory=dict)  # `quarantined_until` when it opened
     _rules_given: bool = False
     _slots: set[tuple[Kind, int, Sender]] = field(default_factory=set)  # of the open round
 
@@ -116,6 +120,8 @@ class RuleBook:
     def submit(self, entry: Entry) -> None:
         """Note an entry that is neither a model nor a seal; raises RejectedError."""
         self._check_sender(entry)
+        if entry.kind is Kind.RESTART:
+            self._restart(entry)
         once = entry.kind is Kind.RULES  # whatever the step says
         slot = (entry.kind, entry.step, entry.sender)
         if slot in self._slots or (once and self._rules_given):
@@ -179,6 +185,14 @@ class RuleBook:
     def _waiting(self) -> Proposal | None:
         return None if self.proposal is None or self._barred(self.proposal.proposer) else self.proposal
 
+    def _restart(self, entry: Entry) -> None:
+        if entry.step != self.restarts + 1:
+            raise refused(f"WrongRestart (expected {self.restarts + 1}, got {entry.step})", entry)
+        self.restarts += 1
+        self.proposal = None
+        self.quarantined_until = dict(self._barred_before)
+        self._slots = set()
+
     def _vote(self, vote: Entry) -> None:
         accused = vote.step
         if accused >= self.rules.edge_servers or accused == vote.sender.index or accused not in self.servers:
@@ -195,7 +209,9 @@ class RuleBook:
             block_hash, proposal.digest, proposal.timestamp_s, proposal.proposer, miner, nonce, server
         )
         self.height += 1
+        self.restarts = 0
         self.proposal = None
+        self._barred_before = dict(self.quarantined_until)
         self._slots = set()
 
 
@@ -239,8 +255,10 @@ def check_bounds(entry: Entry) -> None:
             raise ConfigError(
                 f"`{name}` of a {entry.kind.name} entry by {entry.sender} must be in [0, {last}], got {value}"
             )
-    if entry.kind is Kind.SEAL and entry.payload:
-        raise ConfigError(f"`payload` of a SEAL entry must be empty, got {len(entry.payload)} bytes")
+    if entry.kind in (Kind.SEAL, Kind.RESTART) and entry.payload:
+        raise ConfigError(
+            f"`payload` of a {entry.kind.name} entry must be empty, got {len(entry.payload)} bytes"
+        )
     if entry.signature and (len(entry.signature) != 65 or entry.kind in (Kind.MODEL, Kind.SEAL)):
         raise ConfigError(
             "`signature` must be 65 bytes, and not of a MODEL or SEAL entry, "

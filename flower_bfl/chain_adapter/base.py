@@ -36,6 +36,8 @@ class Kind(IntEnum):
     VOTE = 5  # edge server: another one is to be quarantined, with the evidence
     SEAL = 6  # device or edge server: the proof of work that makes the model a BFL block; no payload
     DATA = 7  # device: the digest of what it sent to an edge server to be trained on
+    RESTART = 8  # operator: the round begins again, what was recorded of it does not count; no payload
+    STATE = 9  # operator: what the next round depends on beside the model
 
 
 @dataclass(frozen=True, order=True)
@@ -56,8 +58,8 @@ class Entry:
     """One transaction to be recorded.
 
     `step` is l of a consensus entry, the number of servers passed over of a model (0: the leader rule's first
-    choice proposes), the accused server of a vote, the miner's edge server of a seal, and the edge server
-    that data went to.
+    choice proposes), the accused server of a vote, the miner's edge server of a seal, the edge server that
+    data went to, and how often the round has begun again of a restart.
     """
 
     kind: Kind

@@ -17,6 +17,7 @@ from makers import (
     head_of,
     model,
     payload,
+    restart,
     seal,
     server,
     vote,
@@ -79,6 +80,7 @@ class RulesConformance:
         refuses_all(
             0,
             *((kind, sender) for kind in (Kind.RULES, Kind.REPORT) for sender in (device(1), server(1))),
+            *((kind, sender) for kind in (Kind.RESTART, Kind.STATE) for sender in (device(1), server(1))),
             *((kind, sender) for kind in (Kind.CONSENSUS, Kind.VOTE) for sender in (OPERATOR, device(1))),
             *((kind, OPERATOR) for kind in (Kind.GRADIENT, Kind.SEAL)),
             *((Kind.DATA, sender) for sender in (OPERATOR, server(1))),
@@ -95,6 +97,8 @@ class RulesConformance:
             Entry(Kind.RULES, 0, OPERATOR, b"a"),
             Entry(Kind.MODEL, 0, OPERATOR, b"b"),
             Entry(Kind.REPORT, 1, OPERATOR, b"c"),
+            Entry(Kind.STATE, 1, OPERATOR, b"s"),
+            Entry(Kind.RESTART, 1, OPERATOR, b"", step=1),
             Entry(Kind.GRADIENT, 1, device(0), b"d"),
             Entry(Kind.GRADIENT, 1, server(0), b"e"),
             Entry(Kind.DATA, 1, device(0), b"e", step=1),
@@ -117,6 +121,7 @@ class RulesConformance:
                 (Kind.RULES, OPERATOR), (Kind.REPORT, OPERATOR), (Kind.GRADIENT, device(0)),
                 (Kind.GRADIENT, server(0)), (Kind.CONSENSUS, server(0)), (Kind.VOTE, server(0)),
                 (Kind.MODEL, server(0)), (Kind.SEAL, device(0)), (Kind.DATA, device(0)),
+                (Kind.STATE, OPERATOR), (Kind.RESTART, OPERATOR),
             ):  # fmt: skip
                 refuses(ledger, Entry(kind, attempted, sender, b"", step=1), reason)
         if height:
@@ -172,6 +177,53 @@ class RulesConformance:
     def test_rules_may_come_late_but_once(self, ledger):
         ledger.record([model(0), Entry(Kind.RULES, 1, OPERATOR, b"rules", step=3)])
         refuses(ledger, Entry(Kind.RULES, 1, OPERATOR, b"rules"), "AlreadySubmitted")
+
+    # ---- a round that begins again
+
+    def test_what_was_recorded_before_a_restart_frees_its_place(self, opened):
+        ledger = opened(MINED)
+        first = [gradient(1, device(0)), Entry(Kind.CONSENSUS, 1, server(1), b"state"), model(1)]
+        ledger.record([model(0), *first])
+        ledger.record([restart(1, 1)])
+        refuses(ledger, seal(1, device(0)), "NothingProposed")
+        other = [Entry(Kind.GRADIENT, 1, device(0), b"another"), *first[1:], seal(1, device(0))]
+        ledger.record(other)
+        assert list(ledger.entries()) == [model(0), *first, restart(1, 1), *other]
+        assert ledger.head == head_of([model(0), model(1), seal(1, device(0))], MINED.difficulty_bits)
+
+    def test_restarts_of_a_round_are_counted(self, ledger):
+        refuses(ledger, restart(0, 2), "WrongRestart (expected 1, got 2)")
+        ledger.record([restart(0, 1)])
+        for wrong in (0, 1, 3):
+            refuses(ledger, restart(0, wrong), f"WrongRestart (expected 2, got {wrong})")
+        ledger.record([restart(0, 2), gradient(0, device(0)), restart(0, 3), gradient(0, device(0))])
+        ledger.record([model(0)])
+        refuses(ledger, restart(1, 4), "WrongRestart (expected 1, got 4)")
+        ledger.record([restart(1, 1)])
+
+    def test_rules_outlast_a_restart(self, ledger):
+        ledger.record([Entry(Kind.RULES, 0, OPERATOR, b"rules"), restart(0, 1)])
+        refuses(ledger, Entry(Kind.RULES, 0, OPERATOR, b"other rules"), "AlreadySubmitted")
+
+    def test_a_restart_takes_votes_back(self, opened):
+        """Those that were enough, and those that were not."""
+        ledger = opened(ContractRules(edge_servers=4, quarantine_rounds=2))
+        ledger.record([gradient(0, server(m)) for m in range(4)])
+        ledger.record([vote(0, 0, 3), vote(0, 1, 3), vote(0, 0, 2)])
+        refuses(ledger, gradient(0, server(3), step=1), "ServerQuarantined (until 3)")
+        ledger.record([restart(0, 1), gradient(0, server(3))])
+        ledger.record([vote(0, 1, 2), vote(0, 1, 3), gradient(0, server(2))])
+        ledger.record([vote(0, 0, 3)])
+        refuses(ledger, gradient(0, server(3), step=1), "ServerQuarantined (until 3)")
+
+    def test_a_restart_leaves_the_quarantine_of_earlier_rounds(self, opened):
+        """Also of a server that was voted out a second time meanwhile."""
+        ledger = opened(ContractRules(edge_servers=3, quarantine_rounds=2))
+        ledger.record([vote(0, 0, 2), vote(0, 1, 2), model(0)])
+        ledger.record([vote(1, 0, 2), vote(1, 1, 2)])
+        refuses(ledger, gradient(1, server(2)), "ServerQuarantined (until 4)")
+        ledger.record([restart(1, 1)])
+        refuses(ledger, gradient(1, server(2)), "ServerQuarantined (until 3)")
 
     # ---- the rules of a run
 

@@ -50,6 +50,10 @@ def vote(server_round: int, voter: int, accused: int) -> Entry:
     return Entry(Kind.VOTE, server_round, server(voter), b"evidence", accused)
 
 
+def restart(server_round: int, number: int) -> Entry:
+    return Entry(Kind.RESTART, server_round, OPERATOR, b"", number)
+
+
 def run_of(rounds: int, *, mined: bool = False) -> list[list[Entry]]:
     """Phases of a small run: 4 devices, one of which offloads, 2 servers, 2 consensus steps a round.
 

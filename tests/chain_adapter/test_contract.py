@@ -114,7 +114,12 @@ REFUSALS = [
     (STRANGER, relay(Kind.GRADIENT, 1, 1, A, b"a", bytes(65)), 0, "BadSignature"),
     (device(0), submit(Kind.MODEL), 0, "WrongKind"),
     (device(0), submit(Kind.SEAL), 0, "WrongKind"),
-    (device(0), submit(8), 0, "WrongKind"),
+    (OPERATOR, submit(10), 0, "WrongKind"),
+    (device(0), submit(Kind.RESTART), 0, "WrongRole"),
+    (server(0), submit(Kind.STATE), 0, "WrongRole"),
+    (OPERATOR, submit(Kind.RESTART, 1, 0), 0, "WrongRestart (expected 1, got 0)"),
+    (OPERATOR, submit(Kind.RESTART, 1, 2), 0, "WrongRestart (expected 1, got 2)"),
+    (OPERATOR, submit(Kind.RESTART, 2), 0, "WrongRound (expected 1, got 2)"),
     (device(0), submit(255), 0, "WrongKind"),
     (server(0), submit(Kind.DATA), 0, "WrongRole"),
     (OPERATOR, submit(Kind.DATA), 0, "WrongRole"),
@@ -175,9 +180,28 @@ def test_rules_that_contradict_each_other(bench, servers, rule, fixed, difficult
     assert bench.refusal(OPERATOR, _contract.BYTECODE + numbers, to=b"") == "BadRules"
 
 
-def test_kinds_end_with_data():
+def test_kinds_end_with_state():
     """So that a new one comes with its number, and its tests."""
-    assert max(Kind) == Kind.DATA == 7
+    assert max(Kind) == Kind.STATE == 9
+
+
+def test_a_restart_goes_to_the_getters(bench):
+    """It lifts the quarantine of server 2, and frees the place of what was submitted before."""
+    of, votes = ("digestOf(uint8,uint32,uint16,address)", "bytes32"), ("votes(uint32,uint16)", "uint16")
+    gradient_0 = Kind.GRADIENT, 1, 0, ADDRESSES[device(0)]
+    assert bench.ask("restarts(uint32)", "uint16", 1) == (0,)
+    bench.send(OPERATOR, submit(Kind.RESTART, 1, 1))
+    assert bench.ask("restarts(uint32)", "uint16", 1) == (1,)
+    assert bench.ask("restarts(uint32)", "uint16", 0) == (0,)
+    assert bench.ask(*of, *gradient_0) == (bytes(32),)
+    assert bench.ask(*of, Kind.RESTART, 1, 1, ADDRESSES[OPERATOR]) == (A,)
+    assert bench.ask(*votes, 1, 2) == (0,)
+    account = bench.ask("accounts(address)", "bool,uint8,uint32,uint32,uint64", ADDRESSES[server(2)])
+    assert account == (True, 2, 2, 0, 0)
+    bench.send(device(0), submit(Kind.GRADIENT, 1, 0))
+    assert bench.ask(*of, *gradient_0) == (A,)
+    again = submit(Kind.RESTART, 1, 1)
+    assert bench.refusal(OPERATOR, again) == "WrongRestart (expected 2, got 1)"
 
 
 def test_data_go_to_the_getters(bench):

@@ -436,7 +436,7 @@ def test_gas_that_is_not_enough_without_another_try_is_an_error(make, monkeypatc
     ledger = make(retries=0)
     ledger.open(KEYS)
     ledger.record([gradient(0, device(0))])
-    monkeypatch.setattr("flower_bfl.chain_adapter._rpc_phase.gas_limit", lambda data, accounts=0: 40_000)
+    monkeypatch.setattr("flower_bfl.chain_adapter._rpc_phase.gas_of", lambda entry, data: 40_000)
     phase = [gradient(0, device(0), step=1)]
     with pytest.raises(LedgerError, match=r"device 0, kind GRADIENT.*: it ran out of 40000 gas"):
         ledger.record(phase)

@@ -54,7 +54,9 @@ def right_entries(draw: Draw, book: RuleBook) -> Entry:
     barred = {index for index, until in book.quarantined_until.items() if book.height < until}
     free = [index for index in range(count) if index not in barred] or [0]
     known = sorted(book.servers & set(free))
-    what = draw(st.sampled_from(["model or seal", "other"] + ["vote"] * (len(known) > 1)))
+    what = draw(
+        st.sampled_from([*["model or seal", "other"] * 3, "restart", *["vote"] * 3 * (len(known) > 1)])
+    )
     a_server = st.sampled_from(free).map(server)
     a_miner = st.sampled_from([device(0), device(1), *map(server, free)])
     step = draw(st.integers(0, count - 1))
@@ -64,8 +66,12 @@ def right_entries(draw: Draw, book: RuleBook) -> Entry:
         accused = draw(st.sampled_from([index for index in proposers if index in known] + known))
         voter = draw(st.sampled_from([index for index in free if index != accused]))
         return Entry(Kind.VOTE, book.height, server(voter), b"evidence", accused)
+    if what == "restart":
+        return Entry(Kind.RESTART, book.height, OPERATOR, b"", book.restarts + 1)
     if what == "other":
-        kind = draw(st.sampled_from([Kind.GRADIENT, Kind.DATA, Kind.CONSENSUS, Kind.RULES, Kind.REPORT]))
+        kind = draw(
+            st.sampled_from([Kind.GRADIENT, Kind.DATA, Kind.CONSENSUS, Kind.RULES, Kind.REPORT, Kind.STATE])
+        )
         a_device = st.sampled_from([device(0), device(1)])
         senders = {Kind.GRADIENT: a_miner, Kind.DATA: a_device, Kind.CONSENSUS: a_server}
         return Entry(kind, book.height, draw(senders.get(kind, st.just(OPERATOR))), b"a" * 33, step)
@@ -185,7 +191,7 @@ class Calls(RuleBasedStateMachine):
         assert self.send(entry.sender, calldata) == expected
         if entry.kind is Kind.SEAL and not expected:
             self.rewards[entry.sender] += 1
-        if entry.kind in (Kind.VOTE, Kind.SEAL) and not expected:
+        if entry.kind in (Kind.VOTE, Kind.SEAL, Kind.RESTART) and not expected:
             self.check_where_they_stand()
 
     def good_nonce(self, entry: Entry) -> int:

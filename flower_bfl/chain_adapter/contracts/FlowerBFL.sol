@@ -4,7 +4,8 @@ pragma solidity 0.8.30;
 /// @title The record of one federated-learning run.
 /// @notice Keeps digests and says who may submit what, and when; payloads stay in calldata or in a payload store.
 /// Round k is open while `height` is k: data, gradients, consensus states and votes come first, then the leader proposes
-/// the global model, then a miner seals it. Sealed models form a chain of BFL blocks:
+/// the global model, then a miner seals it. Until then the operator may begin the round again, and all that was
+/// submitted in it no longer counts: a run that was broken off goes on that way. Sealed models form a chain of BFL blocks:
 /// hash = SHA-256(previous hash, timestamp, miner, nonce, digest of the model), with `difficulty` leading zero bits.
 /// @dev Digests are SHA-256: the precompile computes them, and `sha256sum` checks a payload file by hand.
 contract FlowerBFL {
@@ -13,13 +14,17 @@ contract FlowerBFL {
     uint8 private constant DEVICE = 1;
     uint8 private constant SERVER = 2;
 
-    /// @dev Kinds of entries; models (4) go to `propose`, seals (6) to `seal`, all others to `submit` or `relay`.
+    /// @dev Kinds of entries; models go to `propose`, seals to `seal`, all others to `submit` or `relay`.
     uint8 private constant RULES = 0;
     uint8 private constant REPORT = 1;
     uint8 private constant GRADIENT = 2;
     uint8 private constant CONSENSUS = 3;
+    uint8 private constant MODEL = 4;
     uint8 private constant VOTE = 5;
+    uint8 private constant SEAL = 6;
     uint8 private constant DATA = 7;
+    uint8 private constant RESTART = 8;
+    uint8 private constant STATE = 9;
 
     /// @dev Leader rules.
     uint8 private constant ANY = 0;
@@ -81,14 +86,19 @@ contract FlowerBFL {
     /// @notice The BFL block of a round.
     mapping(uint32 round => BFLBlock) public blocks;
 
-    /// @notice Votes in a round against a server.
-    mapping(uint32 round => mapping(uint16 server => uint16)) public votes;
+    /// @notice How often a round was begun again.
+    mapping(uint32 round => uint16) public restarts;
 
     /// @notice SHA-256 of a piece of a payload; zero if it was not submitted.
     mapping(address sender => mapping(bytes32 digest => mapping(uint32 index => bytes32))) public pieces;
 
     mapping(uint256 roleAndIndex => address) private holders;
     mapping(uint256 entry => bytes32) private digests;
+    mapping(uint256 roundAndRestarts => mapping(uint16 server => uint16)) private counts;
+
+    /// @dev Servers that were voted out in the open round, and until when each was barred before.
+    uint16[] private votedOut;
+    mapping(uint16 server => uint32) private barredBefore;
 
     event Registered(address indexed account, uint8 indexed role, uint32 index);
     event Submitted(uint32 indexed round, address indexed sender, uint8 kind, uint16 step, bytes32 digest);
@@ -133,6 +143,8 @@ contract FlowerBFL {
     error BadNonce();
     /// @notice This sender has submitted this already, or the round has its proposal.
     error AlreadySubmitted();
+    /// @notice A round is begun again for the first time, then for the second time, and so on.
+    error WrongRestart(uint16 expected, uint16 got);
     /// @notice The digest is zero, or not the SHA-256 of the payload in calldata.
     error DigestMismatch();
     /// @notice The signature is not one of a registered account.
@@ -188,10 +200,11 @@ contract FlowerBFL {
     }
 
     /// @notice Record the digest of an entry of the open round: once per kind, round, step and sender.
-    /// @param kind RULES and REPORT are the operator's, GRADIENT a device's or server's, DATA a device's,
-    /// CONSENSUS and VOTE a server's
+    /// @param kind RULES, REPORT, RESTART and STATE are the operator's, GRADIENT a device's or server's, DATA a
+    /// device's, CONSENSUS and VOTE a server's
     /// @param round the open round
-    /// @param step consensus step; of a vote, the accused server; of data, the server that they went to
+    /// @param step consensus step; of a vote, the accused server; of data, the server that they went to; of a restart,
+    /// how often the round was begun again with it
     /// @param digest SHA-256 of the payload
     /// @param payload the payload, or nothing if it is kept elsewhere
     function submit(uint8 kind, uint32 round, uint16 step, bytes32 digest, bytes calldata payload) external {
@@ -290,7 +303,12 @@ contract FlowerBFL {
         return uint16((first + passed) % servers);
     }
 
-    /// @notice Digest of an entry that went to `submit` or `relay`; zero if there is none.
+    /// @notice Votes in a round against a server.
+    function votes(uint32 round, uint16 server) external view returns (uint16) {
+        return counts[_try(round)][server];
+    }
+
+    /// @notice Digest of an entry that went to `submit` or `relay` and counts; zero if there is none.
     function digestOf(uint8 kind, uint32 round, uint16 step, address sender) external view returns (bytes32) {
         return digests[_entry(kind, round, step, sender)];
     }
@@ -305,10 +323,11 @@ contract FlowerBFL {
     ) private {
         Account storage sender = accounts[from];
         if (!sender.registered) revert NotRegistered();
-        if (kind > CONSENSUS && kind != VOTE && kind != DATA) revert WrongKind();
+        if (kind > STATE || kind == MODEL || kind == SEAL) revert WrongKind();
         if (!_allowed(kind, sender.role)) revert WrongRole();
         if (round != height) revert WrongRound(height, round);
         if (round < sender.quarantinedUntil) revert ServerQuarantined(sender.quarantinedUntil);
+        if (kind == RESTART) _restart(round, step);
         uint256 entry = _entry(kind, round, step, from);
         if (digests[entry] != 0) revert AlreadySubmitted();
         _check(digest, payload);
@@ -322,12 +341,28 @@ contract FlowerBFL {
         if (accused >= servers || accused == voter) revert UnknownServer(accused);
         address account = holders[(uint256(SERVER) << 32) | accused];
         if (account == address(0)) revert UnknownServer(accused);
-        uint16 count = ++votes[round][accused];
+        uint16 count = ++counts[_try(round)][accused];
         if (2 * uint256(count) > servers - 1) {
             uint32 until = round + quarantineRounds + 1;
-            accounts[account].quarantinedUntil = until;
+            if (accounts[account].quarantinedUntil != until) {
+                votedOut.push(accused);
+                barredBefore[accused] = accounts[account].quarantinedUntil;
+                accounts[account].quarantinedUntil = until;
+            }
             emit Quarantined(accused, round, until);
         }
+    }
+
+    /// @dev Forgets what was submitted in the open round, its proposal, its votes and what came of them.
+    function _restart(uint32 round, uint16 number) private {
+        if (number != restarts[round] + 1) revert WrongRestart(restarts[round] + 1, number);
+        restarts[round] = number;
+        delete proposal;
+        for (uint256 i = 0; i < votedOut.length; i++) {
+            address account = holders[(uint256(SERVER) << 32) | votedOut[i]];
+            accounts[account].quarantinedUntil = barredBefore[votedOut[i]];
+        }
+        delete votedOut;
     }
 
     /// @dev Whether a model waits for its seal; one whose proposer is voted out does not.
@@ -344,6 +379,7 @@ contract FlowerBFL {
         blocks[height] = BFLBlock(hash, digest, timestamp, miner, nonce, server);
         emit Sealed(height, msg.sender, hash, nonce, server);
         height += 1;
+        if (votedOut.length > 0) delete votedOut;
     }
 
     function _allowed(uint8 kind, uint8 role) private pure returns (bool) {
@@ -356,9 +392,14 @@ contract FlowerBFL {
         if (digest == 0 || (payload.length > 0 && sha256(payload) != digest)) revert DigestMismatch();
     }
 
-    /// @dev All four fit into one word, so that a lookup hashes once. Rules are given once, whatever the step says.
-    function _entry(uint8 kind, uint32 round, uint16 step, address sender) private pure returns (uint256) {
+    /// @dev All of it fits into one word, so that a lookup hashes once. Rules are given once, whatever the step says.
+    function _entry(uint8 kind, uint32 round, uint16 step, address sender) private view returns (uint256) {
         if (kind == RULES) return uint160(sender);
-        return (uint256(kind) << 208) | (uint256(round) << 176) | (uint256(step) << 160) | uint160(sender);
+        return (_try(round) << 184) | (uint256(kind) << 176) | (uint256(step) << 160) | uint160(sender);
+    }
+
+    /// @dev A round, and how often it was begun again.
+    function _try(uint32 round) private view returns (uint256) {
+        return (uint256(round) << 16) | restarts[round];
     }
 }
