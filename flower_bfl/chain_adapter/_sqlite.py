@@ -10,7 +10,7 @@ from eth_hash.auto import keccak
 from flower_bfl.errors import LedgerError
 
 _HASH_BYTES = 32  # keys of this length, and no others, are the hash of their value
-_CACHED_VALUES = 100_000  # some 50 MB; most of it is old state
+_CACHED_VALUES = 10_000  # some 5 MB; most of it is old state, and what is asked for again costs little
 _CACHED_BYTES = 1024  # trie nodes are smaller; what is larger is a transaction's and hardly read again
 
 # Not WITHOUT ROWID: with values of this size that takes five times as long.
@@ -24,8 +24,8 @@ class ChainDatabase(BaseDB):
 
     What is read from a file is checked: headers, transactions, code and state are kept under their hash.
 
-    With a file, one commit is one SQLite transaction. The journal is a WAL with ``synchronous=NORMAL``: a
-    killed process loses nothing that was committed, a power cut may lose the last commits but leaves a whole
+    With a file, one commit is one SQLite transaction, in a WAL. A killed process loses nothing that was
+    committed, nor does a power cut with `fsync`; without, that may take the last commits, but leaves a whole
     chain.
 
     Parameters
@@ -34,18 +34,22 @@ class ChainDatabase(BaseDB):
         the SQLite file, made if missing (its folder too); None keeps all in memory.
     guard
         key whose value changes with every commit: if it changed in the file, another process wrote there.
+    fsync
+        wait for the disk with each commit.
     read_only
         change nothing in the file, and read it as it is now, whatever another process adds meanwhile.
     """
 
-    def __init__(self, path: Path | None, guard: bytes, *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: Path | None, guard: bytes, *, fsync: bool = True, read_only: bool = False
+    ) -> None:
         self._path = path
         self._guard = guard
         self._committed: dict[bytes, bytes] = {}
         self._pending: dict[bytes, bytes | None] = {}
         self._connection: sqlite3.Connection | None = None
         if path is not None:
-            self._connection = _connect_to_read(path) if read_only else _connect(path)
+            self._connection = _connect_to_read(path) if read_only else _connect(path, fsync)
             self._seen = None if read_only else self._fetch(guard)
 
     def __getitem__(self, key: bytes) -> bytes:
@@ -168,13 +172,13 @@ class ChainDatabase(BaseDB):
         self._seen = self._pending.get(self._guard, self._seen)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, fsync: bool) -> sqlite3.Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(f"PRAGMA synchronous = {'FULL' if fsync else 'NORMAL'}")
             connection.execute(_TABLE.replace("TABLE", "TABLE IF NOT EXISTS"))
         except BaseException:
             connection.close()

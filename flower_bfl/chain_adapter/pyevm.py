@@ -64,6 +64,8 @@ class EvmLedger:
         gives seconds since 1970, for blocks and BFL blocks; None is logical time.
     store
         keeps payloads in place of the folder ``payloads/``.
+    fsync
+        wait for the disk with each phase: what was recorded outlasts a power cut, not only a killed process.
     read_only
         change nothing in the folder; `open` refuses.
 
@@ -80,12 +82,16 @@ class EvmLedger:
         payloads: Literal["auto", "full", "digest"] = "auto",
         clock: Callable[[], int] | None = None,
         store: Payloads | None = None,
+        fsync: bool = True,
         read_only: bool = False,
     ) -> None:
         if payloads not in _INLINE_BYTES:
             raise ConfigError(f"`payloads` must be one of {sorted(_INLINE_BYTES)}, got {payloads!r}")
         self._file = None if folder is None else Path(folder) / "chain.sqlite"
-        self._store = store or PayloadStore(None if folder is None else Path(folder) / "payloads")
+        self._store = store or PayloadStore(
+            None if folder is None else Path(folder) / "payloads", fsync=fsync
+        )
+        self._fsync = fsync
         self._payloads = payloads
         self._clock = clock
         self._read_only = read_only
@@ -312,7 +318,7 @@ class EvmLedger:
 
     def _connect(self) -> ChainDatabase:
         if self._database is None:
-            self._database = ChainDatabase(self._file, GUARD, read_only=self._read_only)
+            self._database = ChainDatabase(self._file, GUARD, fsync=self._fsync, read_only=self._read_only)
         return self._database
 
     def _block(self, number: int, parent: bytes | None = None) -> Block:
@@ -370,6 +376,7 @@ class EvmLedger:
         header = block.seal(self._account(OPERATOR).sign_hash)
         transactions, gas = position.transactions + block.transactions, position.gas + block.gas
         database[TOTALS] = totals(transactions, gas)
+        self._store.flush()
         database.commit()
         return replace(
             position,

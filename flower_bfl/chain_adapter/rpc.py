@@ -312,6 +312,7 @@ class RpcLedger:
             outgoing.receipt = None
         operator = self._account(OPERATOR)
         try:
+            self._store.flush()
             with self._node.reading():
                 self._outbox.look(phase.transactions)
                 missing = [each for each in phase.transactions if not each.mined]

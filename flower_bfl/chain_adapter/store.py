@@ -1,8 +1,10 @@
 """A content-addressed store of payloads: the name of a payload is its SHA-256."""
 
 import os
+import stat
 import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -10,15 +12,44 @@ from typing import Protocol
 from flower_bfl.chain_adapter.base import digest as digest_of
 from flower_bfl.errors import LedgerError, PayloadError
 
+# A link in place of a payload is not followed, and a pipe not waited for. Windows has neither flag.
+_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+_FLUSHERS = 16
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file; raises OSError for anything but a regular one, such as a link to one."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _FLAGS)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("not a regular file")
+        return file.read()
+
 
 class Payloads(Protocol):
-    """Somewhere to keep payloads under their digest: a folder, or IPFS behind the same four methods."""
+    """Somewhere to keep payloads under their digest: a folder, or IPFS behind the same few methods."""
 
     def __contains__(self, digest: bytes) -> bool:
         """Whether the payload is there; need not look into it."""
 
     def write(self, payload: bytes, digest: bytes | None = None) -> bytes:
         """Keep a payload and return its digest; raises LedgerError if it cannot be kept."""
+
+    def flush(self) -> None:
+        """Make sure that what was written outlasts a power cut; raises LedgerError if it does not.
+
+        A ledger calls it before it refers to a payload.
+        """
 
     def read(self, digest: bytes) -> bytes:
         """The payload with this digest; raises PayloadError if it is missing or another one."""
@@ -31,20 +62,21 @@ class PayloadStore:
     """Payloads as files ``<digest in hex>.safetensors`` in one folder, or in memory.
 
     A file appears under its name only when it is whole (written beside it, then renamed), so a killed process
-    leaves no half payload under a digest. `fsync` also makes each file survive a power cut, at the price of a
-    disk flush per payload; without it a file lost that way is noticed when it is read, by its digest.
+    leaves no half payload under a digest.
 
     Parameters
     ----------
     folder
         made if missing, at the first write; None keeps payloads in memory.
     fsync
-        flush each file to the disk before it gets its name.
+        whether `flush` waits for the disk. Without that, a power cut may cost payloads to which a chain
+        refers already; that is noticed when they are read, by their digest.
     """
 
-    def __init__(self, folder: Path | str | None = None, *, fsync: bool = False) -> None:
+    def __init__(self, folder: Path | str | None = None, *, fsync: bool = True) -> None:
         self.folder = None if folder is None else Path(folder)
         self._fsync = fsync
+        self._written: list[Path] = []  # since the last flush
         self._memory: dict[bytes, bytes] = {}
 
     def __contains__(self, digest: bytes) -> bool:
@@ -53,7 +85,7 @@ class PayloadStore:
     def write(self, payload: bytes, digest: bytes | None = None) -> bytes:
         """Keep a payload and return its digest; pass `digest` if it was computed already.
 
-        A file of that name and size is not written again. Raises LedgerError if the folder cannot be written.
+        A file that has it already is not written again. Raises LedgerError if the folder cannot be written.
         """
         name = digest_of(payload) if digest is None else digest
         if self.folder is None:
@@ -65,6 +97,18 @@ class PayloadStore:
                 raise LedgerError(f"payload folder {self.folder} cannot be written: {error}") from error
         return name
 
+    def flush(self) -> None:
+        """Wait until the disk has what was written; side by side, which takes a tenth of one by one."""
+        written, self._written = self._written, []
+        if self.folder is None or not written or not self._fsync:
+            return
+        try:
+            with ThreadPoolExecutor(min(_FLUSHERS, len(written))) as pool:
+                list(pool.map(_flush, written))
+            _flush(self.folder)
+        except OSError as error:
+            raise LedgerError(f"payload folder {self.folder} cannot be written: {error}") from error
+
     def read(self, digest: bytes) -> bytes:
         """The payload with this digest; raises PayloadError if it is missing or not what it should be."""
         if self.folder is None:
@@ -74,12 +118,12 @@ class PayloadStore:
         else:
             path = self._path(self.folder, digest)
             try:
-                payload, place = path.read_bytes(), str(path)
+                payload, place = read_file(path), str(path)
             except FileNotFoundError as error:
                 raise PayloadError(
                     f"payload file {path} is missing", expected=digest.hex(), found="nothing"
                 ) from error
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 raise PayloadError(f"payload file {path} cannot be read: {error}") from error
         found = digest_of(payload)
         if found != digest:
@@ -95,17 +139,20 @@ class PayloadStore:
         for digest in digests:
             self._memory.pop(digest, None)
             if self.folder is not None:
+                path = self._path(self.folder, digest)
+                self._written = [each for each in self._written if each != path]
                 with suppress(OSError):
-                    self._path(self.folder, digest).unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
 
     @staticmethod
     def _path(folder: Path, digest: bytes) -> Path:
         return folder / f"{digest.hex()}.safetensors"
 
     def _write_file(self, folder: Path, path: Path, payload: bytes) -> None:
-        with suppress(FileNotFoundError):
-            if path.stat().st_size == len(payload):
-                return
+        self._written.append(path)
+        with suppress(OSError):
+            if path.stat().st_size == len(payload) and read_file(path) == payload:
+                return  # the size alone may be all that a power cut has left of it
         folder.mkdir(parents=True, exist_ok=True)
         # Not `tempfile`, whose files only their owner may read: an auditor may be somebody else.
         temporary = folder / f".{path.stem}-{os.getpid()}-{threading.get_ident()}"
@@ -114,8 +161,6 @@ class PayloadStore:
                 rest = memoryview(payload)
                 while rest:  # an unbuffered write may take a part only
                     rest = rest[file.write(rest) :]
-                if self._fsync:
-                    os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             with suppress(OSError):

@@ -2,6 +2,7 @@
 
 import os
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
@@ -76,16 +77,52 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         PayloadStore(tmp_path / "taken").write(PAYLOAD)
 
 
-def test_a_write_that_fails_leaves_no_file(tmp_path, monkeypatch):
-    store = PayloadStore(tmp_path, fsync=True)
+def test_a_disk_that_fails_is_an_error(tmp_path, monkeypatch):
+    store = PayloadStore(tmp_path)
 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
+    store.write(PAYLOAD)
     with pytest.raises(LedgerError, match="No space left on device"):
-        store.write(PAYLOAD)
-    assert list(tmp_path.iterdir()) == []
+        store.flush()
+
+
+def at(file: int) -> str:
+    """Path of an open file."""
+    return str(Path(f"/proc/self/fd/{file}").readlink())
+
+
+def test_a_flush_waits_for_what_was_written_since_the_last(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(
+        os, "fsync", lambda file: flushed.append(str(Path(f"/proc/self/fd/{file}").readlink()))
+    )
+    store = PayloadStore(tmp_path / "payloads")
+    names = [store.write(f"payload {n}".encode()) for n in range(40)]
+    store.discard(names[:3])
+    store.flush()
+    *files, folder = flushed
+    assert sorted(files) == sorted(str(store._path(store.folder, name)) for name in names[3:])
+    assert folder == str(store.folder)
+    store.flush()
+    assert len(flushed) == 38
+    store.write(b"payload 5")  # an earlier process may have left it without a flush
+    store.flush()
+    assert len(flushed) == 40
+    quick = PayloadStore(tmp_path / "payloads", fsync=False)
+    quick.write(b"another")
+    quick.flush()
+    assert len(flushed) == 40
+
+
+@pytest.mark.parametrize("left", [b"\0" * len(PAYLOAD), PAYLOAD[:-1], b""])
+def test_what_a_power_cut_left_of_a_file_is_written_again(tmp_path, left):
+    store = PayloadStore(tmp_path)
+    store._path(tmp_path, DIGEST).write_bytes(left)
+    store.write(PAYLOAD)
+    assert store.read(DIGEST) == PAYLOAD
 
 
 def test_somebody_elses_payload_may_be_read_by_all(tmp_path):
