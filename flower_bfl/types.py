@@ -1,8 +1,8 @@
 """Values that more than one part of the package exchanges."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,6 +136,22 @@ class RoundReport:
         cost = asdict(self.ledger)
         del line["ledger"]
         return line | {"chain_seconds": cost.pop("seconds")} | cost
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> "RoundReport":
+        """What `as_json` was made of; raises ValueError, TypeError or KeyError for anything else."""
+        costs = {each.name for each in fields(LedgerCost)} - {"seconds"}
+        cost = LedgerCost(seconds=line["chain_seconds"], **{name: line[name] for name in costs})
+        told = {name: value for name, value in line.items() if name not in costs | {"chain_seconds"}}
+        read: dict[str, Any] = {"accused": lambda each: Accusation(**each)}
+        read |= dict.fromkeys(("left_out", "kept_local", "suspected"), lambda each: LeftOut(**each))
+        for name, value in told.items():
+            if isinstance(value, list):
+                told[name] = tuple(
+                    read[name](each) if name in read else tuple(each) if isinstance(each, list) else each
+                    for each in value
+                )
+        return cls(ledger=cost, **told)
 
     def as_line(self) -> str:
         """One line for a log."""

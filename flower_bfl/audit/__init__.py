@@ -186,7 +186,7 @@ class _Walk:
             progress("chain", at.block, last)
             self._note(at, rules)
             self._run.read(at)
-            unfinished += 1
+            unfinished = 0 if at.entry.kind is Kind.RESTART else unfinished + 1
             if at.bfl_hash:
                 unfinished = 0
                 self._end_round(at, folder)
@@ -207,6 +207,11 @@ class _Walk:
             self._seen["gradients_not_aggregated"] = self._run.not_aggregated
             self._seen["data_sets_not_trained_on"] = self._run.not_trained_on
             self._seen["models_recomputed"] = self._run.recomputed
+            if self._run.restarts:
+                self._notes.append(
+                    f"a run that was broken off began {self._run.restarts} rounds again: "
+                    f"{self._run.void} entries do not count"
+                )
             if self._run.withdrawn:
                 self._notes.append(
                     f"{self._run.withdrawn} models were never sealed: their leaders were voted out"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import stat
 from collections.abc import Generator, Iterable
 from hashlib import file_digest
 from pathlib import Path
@@ -11,6 +10,7 @@ from flower_bfl.chain_adapter._reader import Recorded
 from flower_bfl.chain_adapter.base import digest as digest_of
 from flower_bfl.chain_adapter.encoding import shallow
 from flower_bfl.chain_adapter.pyevm import EvmLedger
+from flower_bfl.chain_adapter.store import read_file
 from flower_bfl.errors import LedgerError, PayloadError, RunFolderError
 
 _CHAIN = "chain/chain.sqlite"
@@ -20,9 +20,6 @@ _MODEL = "model.safetensors"
 _PARTS = (_CHAIN, f"{_CHAIN}-wal", f"{_CHAIN}-shm", f"{_CHAIN}-journal", _PAYLOADS, _ROUNDS, _MODEL)
 
 _DEPTH = 8  # of the JSON in rounds.jsonl
-
-# A link in place of a payload is not followed, and a pipe not waited for. Windows has neither flag.
-_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 class AuditedStore:
@@ -40,10 +37,7 @@ class AuditedStore:
         self._asked.add(digest)
         path = self._path(digest)
         try:
-            with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _FLAGS)) as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise OSError("not a regular file")
-                payload = file.read()
+            payload = read_file(path)
         except (OSError, MemoryError) as error:
             reason = "missing" if isinstance(error, FileNotFoundError) else f"not readable: {error}"
             message = f"payload file {path.name} is {reason}"
@@ -56,6 +50,9 @@ class AuditedStore:
     def write(self, payload: bytes, digest: bytes | None = None) -> bytes:
         """Refused: an audit changes nothing."""
         raise LedgerError("`write` needs a store that may be written, got one that is audited")
+
+    def flush(self) -> None:
+        """An audit writes nothing."""
 
     def discard(self, digests: Iterable[bytes]) -> None:
         """Refused: an audit changes nothing."""
@@ -131,7 +128,7 @@ class AuditedFolder:
             raise LedgerError(f"{_MODEL} must be the last model", expected=model, found=self._model or "none")
         if extra := self.store.unasked():
             self.notes.append(
-                f"{len(extra)} files in {_PAYLOADS} to which nothing refers, such as {extra[0]}"
+                f"{len(extra)} files in {_PAYLOADS} to which nothing refers, such as {_printable(extra[0])}"
             )
 
     def _read_lines(self) -> Generator[dict[str, object], None, None]:
@@ -159,3 +156,8 @@ def _digest_of_file(path: Path) -> str | None:
         return None
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
+
+
+def _printable(name: str) -> str:
+    """A file's name, whatever bytes it is of, such as escape codes."""
+    return name if name.isprintable() else ascii(name)

@@ -39,6 +39,7 @@ class Round:
     states: dict[tuple[int, int], Recorded] = field(default_factory=dict)  # by step and edge server
     last_step: int = -1  # the highest of these
     report: Recorded | None = None
+    state: Recorded | None = None
     models: list[Recorded] = field(default_factory=list)  # that were proposed, the sealed one last
     ballots: dict[tuple[int, int], Vote] = field(default_factory=dict)  # by voter and accused, in order
     barred: frozenset[int] = frozenset()  # edge servers in quarantine when it began

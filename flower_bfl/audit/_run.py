@@ -10,7 +10,7 @@ from flower_bfl.audit._training import TrainingRules, adjacency
 from flower_bfl.audit._votes import Incident
 from flower_bfl.chain_adapter._reader import Recorded
 from flower_bfl.chain_adapter.base import Kind, Sender
-from flower_bfl.chain_adapter.records import NamedArrays, RunRules, model_payload, read_model
+from flower_bfl.chain_adapter.records import NamedArrays, RunRules, model_payload, read_model, read_state
 from flower_bfl.config import ContractRules
 from flower_bfl.defences import Defence, Deviation, EdgeRule, Replay, from_description
 from flower_bfl.errors import ConfigError, PayloadError
@@ -33,6 +33,8 @@ class RunAudit:
         self._round = Round()
         self._votes: dict[int, set[Sender]] = {}  # of the round, by accused edge server
         self._quarantined_until: dict[int, int] = {}
+        self._quarantined_before: dict[int, int] = {}  # when the round began
+        self._in_round = 0  # entries since then
         self._rules: TrainingRules | None = None  # once the initial model is there
         self._model: NamedArrays = {}
         self.run: RunRules | None = None
@@ -40,6 +42,8 @@ class RunAudit:
         self.recomputed = 0  # models
         self.not_aggregated = 0  # gradients
         self.not_trained_on = 0  # data sets
+        self.restarts = 0  # of rounds that were broken off
+        self.void = 0  # entries that do not count, for their round began again
         self.withdrawn = 0  # models whose leader was voted out before they were sealed
 
     def read(self, at: Recorded) -> None:
@@ -49,6 +53,8 @@ class RunAudit:
             raise wrong(at, "a run must begin with its RULES, given once", "RULES first", kind.name)
         if kind is Kind.RULES:
             self.run = self._read_rules(at)
+        elif kind is Kind.RESTART:
+            self._restart()
         elif kind is Kind.VOTE:
             self._vote(at)
         elif kind is Kind.MODEL:
@@ -56,8 +62,18 @@ class RunAudit:
             self._round.models.append(at)
         elif kind is not Kind.SEAL and self.run is not None and self.run.consensus is not None:
             self._keep(at)
+        self._in_round += 1
         if at.bfl_hash:
             self._close()
+
+    def _restart(self) -> None:
+        """Nothing that was recorded of the round counts, votes included."""
+        self.restarts += 1
+        self.void += self._in_round
+        self.not_aggregated += len(self._round.gradients)
+        self.not_trained_on += len(self._round.data)
+        self._quarantined_until = dict(self._quarantined_before)
+        self._open(self._round.number)
 
     def _read_rules(self, at: Recorded) -> RunRules:
         run = decoded(at, RunRules.decode)
@@ -110,6 +126,11 @@ class RunAudit:
             if now.report is not None:
                 raise wrong(at, "a round must have one REPORT at most", "one", "another one")
             now.report = at
+        elif entry.kind is Kind.STATE:
+            if now.state is not None:
+                raise wrong(at, "a round must have one STATE at most", "one", "another one")
+            decoded(at, read_state)
+            now.state = at
         elif entry.kind is Kind.DATA:
             self._keep_data(at)
         elif entry.step or now.model is not None:
@@ -151,7 +172,11 @@ class RunAudit:
                 self.incidents += incidents
             self.not_aggregated += len(now.gradients) - gradients
             self.not_trained_on += len(now.data) - data_sets
-        self._round, self._votes = Round(now.number + 1), {}
+        self._quarantined_before = dict(self._quarantined_until)
+        self._open(now.number + 1)
+
+    def _open(self, number: int) -> None:
+        self._round, self._votes, self._in_round = Round(number), {}, 0
         self._round.barred = frozenset(filter(self._barred, self._quarantined_until))
 
 

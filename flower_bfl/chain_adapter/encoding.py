@@ -30,7 +30,8 @@ _METADATA = "__metadata__"
 def encode(arrays: Arrays, metadata: Mapping[str, str] | None = None) -> bytes:
     """Encode named arrays and string metadata canonically.
 
-    Raises PayloadError for a dtype that has no code and for an array named ``__metadata__``.
+    Raises PayloadError for a dtype that has no code, for an array named ``__metadata__``, and for text that
+    is not Unicode.
     """
     header: dict[str, object] = {}
     if metadata:
@@ -50,7 +51,10 @@ def encode(arrays: Arrays, metadata: Mapping[str, str] | None = None) -> bytes:
         header[name] = {"dtype": _DTYPES[dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
         chunks.append(data.reshape(-1).view(np.uint8).data)
         offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    try:
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise PayloadError(f"names and metadata must be Unicode: {error}") from error
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, *chunks])
 

@@ -5,6 +5,7 @@ down in docs/ledger.md.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 
 from flower_bfl.chain_adapter.base import Role, Sender
 from flower_bfl.chain_adapter.encoding import Arrays, decode, digest, encode, shallow
-from flower_bfl.config import AutoRounds, Consensus, Outage
+from flower_bfl.config import AutoRounds, Consensus, Outage, check_whole_number
 from flower_bfl.errors import ConfigError, PayloadError
 from flower_bfl.types import LeftOut
 
 FORMAT = "flower-bfl 5"
+_LAST = 2**32 - 1  # round or step
 NamedArrays = dict[str, NDArray[np.generic]]
 
 
@@ -58,19 +60,24 @@ class RunRules:
                 return cls(strategy)
             leader = metadata["leader"]
             consensus = Consensus(
-                edge_servers=int(metadata["edge-servers"]),
+                edge_servers=_whole(metadata["edge-servers"]),
                 p2p_rounds=_p2p_rounds(metadata),
                 mass=metadata["mass"],  # type: ignore[arg-type]  # checked there
-                leader=leader if leader in ("random", "reputation") else int(leader),  # type: ignore[arg-type]
+                leader=leader if leader in ("random", "reputation") else _whole(leader),  # type: ignore[arg-type]
                 learning_rate=float(metadata["learning-rate"]),
             )
-            mixing = np.asarray(arrays["mixing"], dtype=np.float64)
-            if mixing.shape != (consensus.edge_servers, consensus.edge_servers):
-                raise ValueError(f"mixing must be square in the edge servers, got shape {mixing.shape}")
+            mixing, servers = arrays["mixing"], consensus.edge_servers
+            if mixing.shape != (servers, servers) or mixing.dtype != np.float64:
+                raise ValueError(
+                    f"mixing must be float64 and square in the edge servers, got {mixing.dtype} of shape "
+                    f"{mixing.shape}"
+                )
         except (KeyError, ValueError, ConfigError) as error:
             raise PayloadError(f"a RULES payload does not say how models are made: {error}") from error
         defences = metadata["defences"].split("\n") if "defences" in metadata else ()
-        return cls(strategy, consensus, mixing, tuple(defences), metadata.get("edge-rule", ""))
+        return cls(
+            strategy, consensus, mixing.astype(np.float64), tuple(defences), metadata.get("edge-rule", "")
+        )
 
 
 def _auto_fields(auto: AutoRounds) -> dict[str, object]:
@@ -86,12 +93,12 @@ def _auto_fields(auto: AutoRounds) -> dict[str, object]:
 
 def _p2p_rounds(metadata: Mapping[str, str]) -> int | AutoRounds:
     if metadata["p2p-rounds"] != "auto":
-        return int(metadata["p2p-rounds"])
+        return _whole(metadata["p2p-rounds"])
     return AutoRounds(
         float(metadata["tolerance"]),
         "absolute" in metadata,
-        int(metadata["most-p2p-rounds"]),
-        int(metadata["rounds"]),
+        _whole(metadata["most-p2p-rounds"]),
+        _whole(metadata["rounds"]),
     )
 
 
@@ -227,14 +234,38 @@ def read_report(payload: bytes) -> tuple[list[LeftOut], list[Outage]]:
     _, metadata = _decode(payload)
     try:
         report = json.loads(shallow(metadata["report"].encode(), 4))
-        left_out = [LeftOut(**each) for each in report["left_out"]]
-        down = [
-            Outage(**each | {"link": None if each["link"] is None else tuple(each["link"])})
-            for each in report["down"]
-        ]
+        left_out = [_left_out(**each) for each in report["left_out"]]
+        down = [_outage(**each) for each in report["down"]]
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise PayloadError(f"a REPORT payload must hold a report: {error}") from error
     return left_out, down
+
+
+def state_payload(server_round: int, state: Arrays) -> bytes:
+    """What the round after this one depends on beside the model, for whoever goes on with the run."""
+    return encode(state, _metadata(round=server_round))
+
+
+def read_state(payload: bytes) -> NamedArrays:
+    """What `state_payload` was given; raises PayloadError."""
+    return _decode(payload)[0]
+
+
+def _left_out(who: object, reason: object) -> LeftOut:
+    for text in (who, reason):
+        if not isinstance(text, str):
+            raise ValueError(f"names and reasons are text, got {text!r:.80}")
+        text.encode()  # UnicodeEncodeError, a ValueError, for halves of surrogates: nobody can print them
+    return LeftOut(str(who), str(reason))
+
+
+def _outage(round: object, server: object, link: object, step: object) -> Outage:
+    """As it was written; that there are such edge servers is for the audit to say."""
+    for number in (round, step):
+        check_whole_number("down", number, 0, _LAST)
+    if link is not None and not isinstance(link, list):
+        raise ValueError(f"a link has two ends, got {link!r:.80}")
+    return Outage(round, server, None if link is None else tuple(link), step)  # type: ignore[arg-type]
 
 
 Offence = Literal["state", "silence", "equivocation", "model", "no model", "accusation"]
@@ -308,6 +339,13 @@ def _samples(metadata: Mapping[str, str]) -> float:
     if not 0 < samples <= 2**53:
         raise ValueError(f"got {samples} examples")
     return samples
+
+
+def _whole(text: str) -> int:
+    """A whole number as `str` writes it: no sign, no leading zero, nothing else that `int` takes."""
+    if not re.fullmatch("0|[1-9][0-9]{0,9}", text):
+        raise ValueError(f"not a whole number: {text!r:.40}")
+    return int(text)
 
 
 def _sha256(text: str) -> bytes:

@@ -1,6 +1,6 @@
 """What the compromised do in a run: edge servers where they publish, devices where their updates arrive."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 
@@ -10,7 +10,7 @@ from flower_bfl.attacks import Attack, Falsification, OldValue, Poisoning, Silen
 from flower_bfl.attacks.base import Place
 from flower_bfl.chain_adapter.base import Role, Sender
 from flower_bfl.defences.replay import same_bits
-from flower_bfl.errors import ConfigError
+from flower_bfl.errors import ConfigError, PayloadError
 from flower_bfl.strategies._layout import Arrays, Layout
 from flower_bfl.strategies._roster import Trained
 from flower_bfl.strategies.aggregation import CumulativeGradient
@@ -37,6 +37,24 @@ class Adversary:
         """Begin a round."""
         self._old, self._new = self._new, {}
         self.poisoners = set()
+
+    def memory(self) -> dict[str, Vector]:
+        """What is needed to go on with the next round, by name."""
+        return {
+            f"{who.role.name} {who.index} {place}": np.asarray(honest)
+            for (who, place), honest in self._new.items()
+        }
+
+    def restore(self, memory: Mapping[str, Vector]) -> None:
+        """Go on from what `memory` gave; raises PayloadError for anything else."""
+        self._new = {}
+        for name, honest in memory.items():
+            try:
+                role, index, place = name.split(" ")
+                who = Sender(Role[role], int(index))
+            except (KeyError, ValueError) as error:
+                raise PayloadError(f"a STATE payload must say whose values, got {name!r:.80}") from error
+            self._new[who, int(place) if place.isdigit() else place] = honest  # type: ignore[index]
 
     def servers(self, server_round: int) -> set[int]:
         """Edge servers that are compromised in a round."""

@@ -7,13 +7,15 @@ from logging import WARNING
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from flower_bfl.chain_adapter.base import Entry
 from flower_bfl.config import check_whole_number
 from flower_bfl.controller.base import Controller
-from flower_bfl.errors import ConfigError, ReplyError
+from flower_bfl.errors import ConfigError, PayloadError, ReplyError
 from flower_bfl.network import NetworkConfig
 from flower_bfl.strategies._fleet import Fleet, RollCall
 from flower_bfl.strategies._journal import logger
@@ -132,6 +134,18 @@ class Controlled:
     def places(self) -> dict[str, object]:
         """Where edge servers and devices are, see `Planner.places`."""
         return self._planner.places()
+
+    def memory(self) -> dict[str, NDArray[Any]]:
+        """What is needed to go on with the next round, by name."""
+        return self._planner.memory() | {"clock-s": np.array(self.clock_s)}
+
+    def restore(self, memory: Mapping[str, NDArray[Any]], server_round: int) -> None:
+        """Go on from what `memory` gave after a round; raises PayloadError."""
+        try:
+            self._planner.restore(memory, server_round)
+            self.clock_s = float(memory["clock-s"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise PayloadError(f"a STATE payload must be of a network: {error!r}") from error
 
     def gather(
         self, server_round: int, config: ConfigRecord, grid: Grid, wanted: Mapping[str, int], wait: Wait

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import TypedDict, Unpack, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 from numpy.typing import NDArray
@@ -21,21 +21,24 @@ from flower_bfl.chain_adapter.base import Entry, Role, Sender
 from flower_bfl.config import ContractRules
 from flower_bfl.errors import ConfigError, FlowerBFLError
 from flower_bfl.strategies._adversary import Adversary
+from flower_bfl.strategies._go_on import go_on
 from flower_bfl.strategies._journal import EvaluateFunction, Journal, logger, warn
 from flower_bfl.strategies._layout import Layout
 from flower_bfl.strategies._recorder import Phases
 from flower_bfl.strategies._replies import (
+    Asked,
     Contribution,
     MetricsAggregation,
     as_numpy,
+    as_record,
     averaged,
     contribution,
     evaluation,
-    from_nodes,
     screen,
 )
 from flower_bfl.strategies._roster import Association, Roster, Trained
 from flower_bfl.strategies._signatures import Signatures
+from flower_bfl.strategies._standing import Standing, check_arrays
 from flower_bfl.strategies.aggregation import CumulativeGradient, NotFiniteError
 from flower_bfl.types import LeftOut, RoundReport, Vector
 
@@ -92,8 +95,9 @@ class EdgeStrategy(FedAvg):
         self._journal = journal
         self._signatures = Signatures(journal.ledger, journal.keys, edge_servers, required=require_signatures)
         self._layout: Layout | None = None
+        self._standing: Standing | None = None  # of the run that this one goes on with
         self._model: NamedArrays = {}  # w_k, as it was sent
-        self._asked: set[int] = set()  # nodes that it was sent to
+        self._asked = self._asked_to_evaluate = Asked()
         self._sent_at = self._replied_at = self._recorded_at = 0.0
 
     # -- Flower's side ------------------------------------------------------------------------------------
@@ -108,7 +112,10 @@ class EdgeStrategy(FedAvg):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFunction | None = None,
     ) -> Result:
-        """Flower's loop of rounds; returns when the last round's blocks are part of the chain."""
+        """Flower's loop of rounds; returns when the last round's blocks are part of the chain.
+
+        A run that goes on does so from its ledger's last model; of `initial_arrays`, names and shapes count.
+        """
         if self._layout is not None:
             raise ConfigError("a strategy must run once, got a second `start`: make a new one for a new run")
         self._expect(num_rounds)
@@ -117,9 +124,15 @@ class EdgeStrategy(FedAvg):
         if evaluate_fn is not None:
             noting = self._journal.noting(partial(self._evaluate_centrally, evaluate_fn))
         try:
-            return super().start(
-                grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, noting
-            )
+            if self._standing is None:
+                return super().start(
+                    grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, noting
+                )
+            return go_on(
+                self, grid, as_record(self._standing.model), self._standing.round, num_rounds=num_rounds,
+                timeout=timeout, train_config=train_config, evaluate_config=evaluate_config,
+                evaluate_fn=noting, reports=self.reports,
+            )  # fmt: skip
         finally:
             self._journal.close()
 
@@ -145,7 +158,7 @@ class EdgeStrategy(FedAvg):
             config = ConfigRecord({**config, **own})
             messages = list(super().configure_train(server_round, arrays, config, _these(nodes)))
             messages = self._address(server_round, messages, grid)
-        self._asked = {m.metadata.dst_node_id for m in messages if m.metadata.message_type == "train"}
+        self._asked = Asked(messages)
         self._sent_at = perf_counter()
         return messages
 
@@ -156,7 +169,7 @@ class EdgeStrategy(FedAvg):
         self._replied_at = perf_counter()
         self.finish()
         self._recorded_at = perf_counter()
-        trained, left_out = self._receive(server_round, replies)
+        trained, left_out = self._receive(server_round, self._asked.replies(replies))
         while trained.senders:
             try:
                 return self._round(server_round, trained, left_out)
@@ -185,12 +198,16 @@ class EdgeStrategy(FedAvg):
                 WARNING, "round %d: no evaluation, %d nodes of %d connected", server_round, len(nodes), needed
             )
             return []
-        return super().configure_evaluate(server_round, arrays, ConfigRecord(dict(config)), _these(nodes))
+        config = ConfigRecord(dict(config))
+        messages = list(super().configure_evaluate(server_round, arrays, config, _these(nodes)))
+        self._asked_to_evaluate = Asked(messages)
+        return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """FedAvg's weighted mean, over the replies that can be used; also part of the round's report."""
         read = partial(evaluation, weighted_by_key=self.weighted_by_key)
-        usable, left_out = screen(self._ordered(replies), read, self._roster.device)
+        replies = self._ordered(self._asked_to_evaluate.replies(replies))
+        usable, left_out = screen(replies, read, self._roster.device)
         warn(server_round, left_out)
         if not usable:
             return None
@@ -218,6 +235,11 @@ class EdgeStrategy(FedAvg):
 
     def _expect(self, rounds: int) -> None:
         """Before a run of so many rounds."""
+
+    def _restore(self, standing: Standing) -> None:
+        """Go back to where a run stood."""
+        check_arrays(self.layout, standing.model)
+        self._signatures.restore(standing.signed, standing.unsigned)
 
     def _settings(self) -> dict[str, object]:
         return {"Edge servers": self.edge_servers}
@@ -280,7 +302,7 @@ class EdgeStrategy(FedAvg):
         self._adversary.open()
         replies = self._ordered(replies)
         usable, left_out = screen(replies, self._contribution, self._roster.device)
-        silent = self._asked - {reply.metadata.src_node_id for reply in replies}
+        silent = self._asked.nodes("train") - {reply.metadata.src_node_id for reply in replies}
         left_out += [
             LeftOut(self._roster.name(node), "no reply in time")
             for node in sorted(silent, key=self._roster.place)
@@ -292,7 +314,7 @@ class EdgeStrategy(FedAvg):
 
     def _ordered(self, replies: Iterable[Message]) -> list[Message]:
         """By device, so that what is told of replies does not depend on which came first."""
-        return sorted(from_nodes(replies), key=lambda reply: self._roster.place(reply.metadata.src_node_id))
+        return sorted(replies, key=lambda reply: self._roster.place(reply.metadata.src_node_id))
 
     def _contribution(self, reply: Message) -> Contribution:
         """A reply to a training message; raises ReplyError if a round cannot use it."""
@@ -340,7 +362,9 @@ class EdgeStrategy(FedAvg):
         ):
             if names:
                 logger.log(WARNING, "arrays %s %s", names, what)
-        self._journal.begin(self._contract_rules(), self._opening())
+        self._standing = self._journal.begin(self._contract_rules(), self._opening())
+        if self._standing is not None:
+            self._restore(self._standing)
 
     def _anyone_trained(self) -> bool:
         return any(report.devices for report in self.reports)
@@ -367,8 +391,3 @@ class EdgeStrategy(FedAvg):
 def _these(nodes: Sequence[int]) -> Grid:
     """A grid for FedAvg to sample from that cannot lose a node meanwhile."""
     return cast(Grid, SimpleNamespace(get_node_ids=lambda: nodes))
-
-
-def as_record(model: NamedArrays) -> ArrayRecord:
-    """A model as Flower sends it."""
-    return ArrayRecord({name: Array(array) for name, array in model.items()})

@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from flower_bfl.errors import ReplyError
-from flower_bfl.strategies._replies import from_nodes
+from flower_bfl.strategies._replies import Asked
 from flower_bfl.types import OWN_RECORD, REPORT, DeviceReport, LeftOut
 
 _RAISED = 2  # Flower's error code of an app that raised, as one does that was never taught the question
@@ -61,7 +61,7 @@ class RollCall:
         refused = dict.fromkeys(asked, "no report in time")
         claims: dict[Claim, dict[int, ConfigRecord]] = {}
         replies = grid.send_and_receive(messages, timeout=self._timeout_s) if messages else ()
-        for reply in from_nodes(replies):
+        for reply in Asked(messages).replies(replies):
             node = reply.metadata.src_node_id
             if reply.has_error() and reply.error.code == _RAISED and node not in self._claims:
                 self._plain.add(node)

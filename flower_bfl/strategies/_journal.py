@@ -11,12 +11,19 @@ from flwr.app import ArrayRecord, MetricRecord
 from numpy.typing import NDArray
 
 from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Ledger, Role, Sender, digest, simulated_keys
-from flower_bfl.chain_adapter.records import Gradient, consensus_payload, model_digest, model_payload
+from flower_bfl.chain_adapter.records import (
+    Gradient,
+    consensus_payload,
+    model_digest,
+    model_payload,
+    state_payload,
+)
 from flower_bfl.config import ContractRules
 from flower_bfl.errors import ConfigError
 from flower_bfl.strategies._recorder import Phases, Recorder
 from flower_bfl.strategies._roster import Trained
 from flower_bfl.strategies._run_folder import RunFolder
+from flower_bfl.strategies._standing import Standing, restart_entry
 from flower_bfl.types import LeftOut, RoundReport
 
 EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -33,17 +40,27 @@ class Journal:
     keys : private keys of all who sign here; None derives them from the seed, for simulations.
     seed : of the derived keys.
     run_folder : a folder for rounds.jsonl and model.safetensors, or None.
+    resume : go on with the run that ledger and folder hold, if they hold one.
     """
 
     def __init__(
-        self, ledger: Ledger | None, keys: Keys | None, seed: int, run_folder: Path | str | None
+        self,
+        ledger: Ledger | None,
+        keys: Keys | None,
+        seed: int,
+        run_folder: Path | str | None,
+        *,
+        resume: bool = False,
     ) -> None:
+        if resume and ledger is None:
+            raise ConfigError("`resume` needs a `ledger`, got none: a run goes on from its ledger")
         self.ledger = ledger
+        self._resume = resume
         self.reports: list[RoundReport] = []
         self.keys = keys or simulated_keys(seed)
         self._simulated = keys is None
         self._recorder = Recorder(ledger)
-        self._run_folder = None if run_folder is None else RunFolder(run_folder)
+        self._run_folder = None if run_folder is None else RunFolder(run_folder, resume=resume)
         self._draft: _Draft | None = None  # the round whose blocks or evaluation are still to come
 
     @property
@@ -66,15 +83,46 @@ class Journal:
         key, domain = self.keys(sender), self.ledger.domain
         return sign(key, domain, Kind.CONSENSUS, server_round, step, name)
 
-    def begin(self, rules: ContractRules, opening: Sequence[Entry]) -> None:
-        """Open the ledger and start recording what comes before the first round."""
-        if any(self._recorder.head):
+    def begin(self, rules: ContractRules, opening: Sequence[Entry]) -> Standing | None:
+        """Open the ledger, and start recording what comes before the first round.
+
+        Returns where the run stands if there is one to go on with, in which no round is under way then.
+        """
+        if not self._resume and any(self._recorder.head):
             raise ConfigError(
-                "`ledger` must be empty, got one that holds a run: give every run one of its own"
+                "`ledger` must be empty, got one that holds a run: give every run one of its own, "
+                "or set `resume` to go on with that one"
             )
         self._recorder.open(self.keys, rules)
-        self._recorder.submit([opening])
+        found = self._standing(rules, opening[0].payload) if self._resume else None
+        if found is not None and found.round >= 0:
+            self._go_on(found)
+            return found
+        there = found is not None and bool(found.rules)
+        self._recorder.submit([opening[1:] if there else opening])
         self._draft = _Draft(RoundReport(round=0))
+        return None
+
+    def _standing(self, rules: ContractRules, wanted: bytes) -> Standing:
+        """What the ledger holds, all of it checked as it is read; its RULES must be the wanted ones."""
+        assert self.ledger is not None
+        found = Standing.of(self.ledger.entries(), rules)
+        if found.rules:
+            found.check_rules(wanted)
+        return found
+
+    def _go_on(self, found: Standing) -> None:
+        """Bring ledger and folder to where the last finished round ended."""
+        if found.open:
+            again = restart_entry(found)
+            logger.log(WARNING, "round %d was broken off: it begins again", again.round)
+            self._recorder.submit([[again]])
+            self._recorder.wait()
+        if self._run_folder is not None:
+            self.reports += self._run_folder.go_on(found.round)
+            self._run_folder.save_model(found.model_payload)
+        if len(self.reports) <= found.round:
+            self._draft = _Draft(found.report(self.head))  # its evaluation is still to come
 
     def save_network(self, network: Mapping[str, object]) -> None:
         """Keep where edge servers and devices are, for who draws the run afterwards."""
@@ -155,6 +203,11 @@ def consensus_entries(
         members = None if trained is None else trained.at([server]).senders
         payload = consensus_payload(server_round, step, server, state, members)
         yield Entry(Kind.CONSENSUS, server_round, Sender(Role.SERVER, server), payload, step)
+
+
+def state_entry(server_round: int, state: Mapping[str, NDArray[np.generic]]) -> Entry:
+    """What the next round depends on beside the model."""
+    return Entry(Kind.STATE, server_round, OPERATOR, state_payload(server_round, state))
 
 
 def model_entry(

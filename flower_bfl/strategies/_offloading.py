@@ -14,7 +14,7 @@ from flower_bfl.chain_adapter.base import Entry, Kind, Role, Sender
 from flower_bfl.chain_adapter.records import DataSet, DataUnion
 from flower_bfl.errors import PayloadError, ReplyError
 from flower_bfl.strategies._journal import logger
-from flower_bfl.strategies._replies import LONGEST_REASON, as_arrays, from_nodes, signed_bytes
+from flower_bfl.strategies._replies import LONGEST_REASON, Asked, as_arrays, signed_bytes
 from flower_bfl.types import ADDRESS_KEY, DATA_RECORD, EDGE, OFFLOAD, SIGNATURE_KEY, LeftOut
 
 _GONE = (3, 4, 5, 8)  # Flower's error codes of nodes that are not there, or fell over
@@ -92,7 +92,7 @@ class DataLink:
         refused: dict[int, str] = {}
         gone = dict.fromkeys(wanted, "it did not send its data in time")
         messages = [self._question(node, configs[node]) for node in device_of]
-        for reply in from_nodes(grid.send_and_receive(messages, timeout=self._timeout_s)):
+        for reply in Asked(messages).replies(grid.send_and_receive(messages, timeout=self._timeout_s)):
             device = device_of[reply.metadata.src_node_id]
             if reply.has_error() and reply.error.code in _GONE:
                 gone[device] = f"it did not send its data: {reply.error.reason:.200}"

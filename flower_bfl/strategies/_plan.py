@@ -127,6 +127,22 @@ class Planner:
             "devices_m": self._process.positions_m.round(1).tolist(),
         }
 
+    def memory(self) -> dict[str, NDArray[Any]]:
+        """What is needed to go on with the next round; the random numbers are the seed's."""
+        slack_j = self._process.state.energy_slack_j
+        return {"rounds": np.array(self._rounds), "spent-j": self._spent_j, "energy-slack-j": slack_j}
+
+    def restore(self, memory: Mapping[str, NDArray[Any]], server_round: int) -> None:
+        """Go on from what `memory` gave after a round; raises ValueError or KeyError for anything else."""
+        rounds, spent_j, slack_j = int(memory["rounds"]), memory["spent-j"], memory["energy-slack-j"]
+        wanted = (self.network.devices,)
+        if not 0 <= rounds <= server_round or spent_j.shape != wanted or slack_j.shape != wanted:
+            raise ValueError(f"{rounds} rounds, {spent_j.shape} and {slack_j.shape} devices")
+        for _ in range(rounds - 1):
+            self._process.advance()
+        self._process.state = replace(self._process.state, energy_slack_j=slack_j)
+        self._rounds, self._spent_j = rounds, spent_j
+
     def decide(
         self,
         devices: Sequence[int],

@@ -1,11 +1,11 @@
 """From Flower's reply messages to contributions that a round can use."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -67,9 +67,31 @@ def screen(
     return usable, left_out
 
 
-def from_nodes(replies: Iterable[Message]) -> list[Message]:
-    """Replies without those that the SuperLink makes up for nodes that are gone: they do not say which."""
-    return [r for r in replies if not (r.has_error() and r.metadata.src_node_id == r.metadata.dst_node_id)]
+class Asked:
+    """Messages on their way, and which replies are theirs; keeps no content."""
+
+    def __init__(self, messages: Iterable[Message] = ()) -> None:
+        self._metadata = {m.metadata.dst_node_id: m.metadata for m in messages}  # ids come when they are sent
+
+    def nodes(self, kind: str) -> set[int]:
+        """Who was sent a message of a type."""
+        return {node for node, one in self._metadata.items() if one.message_type == kind}
+
+    def replies(self, received: Iterable[Message]) -> list[Message]:
+        """The first reply of each node to what it was asked, in the order in which they came.
+
+        Not those that the SuperLink makes up for nodes that are gone (they do not say which), nor replies to
+        earlier messages, nor those of nodes that were not asked.
+        """
+        found: dict[int, Message] = {}
+        for reply in received:
+            node, to = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
+            made_up = reply.has_error() and node == reply.metadata.dst_node_id
+            asked = self._metadata.get(node)
+            # Whoever wraps a strategy may have sent a copy, whose id nobody here knows.
+            if asked is not None and not made_up and asked.message_id in ("", to):
+                found.setdefault(node, reply)
+        return list(found.values())
 
 
 def contribution(reply: Message, layout: Layout, weighted_by_key: str) -> Contribution:
@@ -140,20 +162,28 @@ def signed_bytes(content: RecordDict, key: str, size: int) -> bytes:
 
 def as_arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
     """All arrays of a record; raises ReplyError if one cannot be read."""
+    if odd := [name for name, array in record.items() if bytes(array.data[:2]) == b"PK"]:
+        raise ReplyError(f"arrays must be numpy arrays, got an archive as {odd[0]!r:.80}")
     try:
-        arrays = {name: as_numpy(array) for name, array in record.items()}
+        return {name: as_numpy(array) for name, array in record.items()}
     except Exception as error:  # whatever numpy makes of a stranger's bytes
         raise ReplyError(f"arrays must be readable as numpy arrays: {error!r:.200}") from error
-    if odd := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-        raise ReplyError(f"arrays must be numpy arrays, got an archive as {odd[0]!r:.80}")
-    return arrays
+
+
+def as_record(arrays: Mapping[str, NDArray[np.generic]]) -> ArrayRecord:
+    """Arrays as Flower sends them."""
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
 
 
 def as_numpy(array: Array) -> NDArray[np.generic]:
-    """The array's values, read-only; Flower's reader copies them, which takes as long as averaging them."""
+    """The array's values, read-only; raises what numpy does for anything else.
+
+    Not Flower's reader: it copies them, which takes as long as averaging them, opens archives, too, and makes
+    room for as many as a file says that it has.
+    """
     data = array.data
     if array.stype != "numpy.ndarray" or bytes(data[:8]) != b"\x93NUMPY\x01\x00":
-        return cast(NDArray[np.generic], array.numpy())
+        raise ValueError(f"not a numpy.ndarray in the npy format 1.0, but {array.stype!r:.40}, {data[:8]!r}")
     start = 10 + int.from_bytes(data[8:10], "little")
     shape, fortran, dtype = _npy_header(bytes(data[:start]))
     flat = np.frombuffer(data, dtype, count=math.prod(shape), offset=start)

@@ -1,6 +1,6 @@
 """Updates that devices sign with keys of their own: asked for, checked, passed on."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from flower_bfl.chain_adapter.base import Keys, Kind, Ledger, Role, Sender, digest
+from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Ledger, Role, Sender, digest
 from flower_bfl.chain_adapter.records import Gradient, model_digest
 from flower_bfl.errors import ConfigError
 from flower_bfl.strategies._offloading import Offloaded
@@ -52,6 +52,18 @@ class Signatures:
             "ledger-contract": contract.hex(),
             "ledger-learning-rate": learning_rate,
         }
+
+    def restore(self, signed: Mapping[int, Entry], unsigned: Iterable[int]) -> None:
+        """Go on with devices that were there before: an entry of each that signs itself, and the others."""
+        self._unsigned.update(unsigned)
+        for device, entry in signed.items():
+            from flower_bfl.chain_adapter.signing import signer  # loads Ethereum, which few runs need here
+
+            assert self._ledger is not None
+            name = digest(entry.payload)
+            self._address[device] = signer(
+                entry.signature, self._ledger.domain, entry.kind, entry.round, entry.step, name
+            )
 
     def screen(
         self,

@@ -1,6 +1,6 @@
 """A consensus of edge servers that nobody doubts: what `Watched` is where somebody may lie."""
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -42,6 +42,9 @@ class Unwatched:
         self._recording = recording
         self._states: Vector | None = None  # made once: fresh memory of this size takes as long as filling it
         self.phases: list[Phase] = []  # what goes to the ledger of the open round, in order
+
+    def restore(self, until: Mapping[int, int]) -> None:
+        """Go on with a run; nobody is barred in it."""
 
     def open(self, server_round: int) -> None:
         """Begin a round, or begin it again."""

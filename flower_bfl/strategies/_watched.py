@@ -1,6 +1,6 @@
 """A round in which edge servers may lie and watch each other: anew without who is voted out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -28,6 +28,10 @@ class Watched:
         self._setting = setting
         self._until: dict[int, int] = {}  # first round in which an edge server may act again
         self._now = Dispute(setting, 0, {})
+
+    def restore(self, until: Mapping[int, int]) -> None:
+        """Go on with a run in which edge servers are barred until some round."""
+        self._until = dict(until)
 
     def open(self, server_round: int) -> None:
         """Begin a round, or begin it again."""

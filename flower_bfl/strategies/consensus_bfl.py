@@ -6,11 +6,12 @@ from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from flower_bfl.attacks import Attack
 from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Ledger, Role, Sender, draw_leader
@@ -40,17 +41,19 @@ from flower_bfl.network import (
 from flower_bfl.strategies._controlled import Controlled
 from flower_bfl.strategies._defended import checked_attacks, checked_defences, checked_edge_rule
 from flower_bfl.strategies._dispute import Agreed, Gathered, Setting
-from flower_bfl.strategies._edge_strategy import EdgeStrategy, FedAvgArguments, NamedArrays, as_record
+from flower_bfl.strategies._edge_strategy import EdgeStrategy, FedAvgArguments, NamedArrays
 from flower_bfl.strategies._journal import (
     OPERATOR,
     Journal,
     gradient_entries,
     model_entry,
+    state_entry,
 )
 from flower_bfl.strategies._miners import Seal, miners, seal
 from flower_bfl.strategies._outages import down_in, servers_down
-from flower_bfl.strategies._replies import Contribution
+from flower_bfl.strategies._replies import Contribution, as_record
 from flower_bfl.strategies._roster import NOBODY, Association, Trained
+from flower_bfl.strategies._standing import Standing
 from flower_bfl.strategies._unwatched import Unwatched
 from flower_bfl.strategies._watched import Watched
 from flower_bfl.strategies.aggregation import (
@@ -93,6 +96,8 @@ class ConsensusBFL(EdgeStrategy):
     require_signatures : leave out devices that do not sign their updates with keys of their own.
     seed : of the random graph, of the mining race, of attacks and of derived keys.
     run_folder : a folder for rounds.jsonl and model.safetensors, or None.
+    resume : go on with the run that ledger and run folder hold, from its last finished round; a ledger
+        without a run starts one. Settings must be the run's, see docs/reliability.md.
     outages : edge servers and links that fail in given rounds, for what-if runs.
     attacks : of compromised edge servers and poisoned devices, for what-if runs, see `flower_bfl.attacks`.
     defence : `Replay()`, `Deviation()` or both, see docs/attacks.md; None: whoever lies is believed.
@@ -128,6 +133,7 @@ class ConsensusBFL(EdgeStrategy):
         require_signatures: bool = False,
         seed: int = 0,
         run_folder: Path | str | None = None,
+        resume: bool = False,
         outages: Iterable[Outage] = (),
         attacks: Attack | Iterable[Attack] = (),
         defence: Defence | Sequence[Defence] | None = None,
@@ -162,7 +168,7 @@ class ConsensusBFL(EdgeStrategy):
         super().__init__(
             edge_servers=edge_servers,
             association=association,
-            journal=Journal(ledger, keys, seed, run_folder),
+            journal=Journal(ledger, keys, seed, run_folder, resume=resume),
             wait_for_nodes_s=wait_for_nodes_s,
             require_signatures=require_signatures,
             attacks=checked_attacks(attacks, self.consensus),
@@ -279,6 +285,27 @@ class ConsensusBFL(EdgeStrategy):
             rates = {} if plan is None else plan.hash_rates
             who |= self._controlled.now.miners()
         return seal(server_round, self.mining, who, leader, size, self.seed, rates)
+
+    # -- from one round to the next -------------------------------------------------------------------------
+
+    def _memory(self) -> dict[str, NDArray[np.generic]]:
+        """What the next round depends on beside the model, by name: for a run that is broken off."""
+        kept = {"adversary": self._adversary.memory()}
+        if self._controlled is not None:
+            kept["network"] = self._controlled.memory()
+        return {f"{where}/{name}": array for where, own in kept.items() for name, array in own.items()}
+
+    def _restore(self, standing: Standing) -> None:
+        super()._restore(standing)
+        self._last_miners_server = standing.miners_server
+        self._edge.restore(standing.quarantined_until)
+        kept: dict[str, dict[str, NDArray[Any]]] = {}
+        for name, array in standing.state.items():
+            where, _, own = name.partition("/")
+            kept.setdefault(where, {})[own] = array
+        self._adversary.restore(kept.get("adversary", {}))
+        if self._controlled is not None and standing.round > 0:
+            self._controlled.restore(kept.get("network", {}), standing.round)
 
     # -- the steps' details -------------------------------------------------------------------------------
 
@@ -400,6 +427,8 @@ class ConsensusBFL(EdgeStrategy):
         if report.left_out or down:
             payload = report_payload(report.round, report.left_out, down)
             closing.insert(0, Entry(Kind.REPORT, report.round, OPERATOR, payload))
+        if self._journal.ledger is not None and (memory := self._memory()):
+            closing.insert(0, state_entry(report.round, memory))
         if self.mining is not None and self._journal.ledger is not None:
             assert report.leader is not None
             size = len(data) + len(trained.senders) + sum(count for count, _ in states) + len(closing)

@@ -17,9 +17,9 @@ from flower_bfl.strategies._edge_strategy import (
     EdgeStrategy,
     FedAvgArguments,
     NamedArrays,
-    as_record,
 )
 from flower_bfl.strategies._journal import EvaluateFunction, Journal
+from flower_bfl.strategies._replies import Asked, as_record
 from flower_bfl.strategies._roster import Association, Trained
 from flower_bfl.strategies.aggregation import (
     NotFiniteError,
@@ -75,13 +75,17 @@ class IndependentServers(EdgeStrategy):
         messages = super().configure_train(server_round, arrays, config, grid)
         self.models = self.models or [self._model] * self.edge_servers
         self._sent = {message.metadata.dst_node_id: self._model_for(message) for message in messages}
-        return self._addressed(messages)
+        messages = self._addressed(messages)
+        self._asked = Asked(messages)
+        return messages
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """FedAvg's messages, each with the model of the device's own edge server."""
-        return self._addressed(super().configure_evaluate(server_round, arrays, config, grid))
+        messages = self._addressed(super().configure_evaluate(server_round, arrays, config, grid))
+        self._asked_to_evaluate = Asked(messages)
+        return messages
 
     def _receive(self, server_round: int, replies: Iterable[Message]) -> tuple[Trained, list[LeftOut]]:
         trained, left_out = super()._receive(server_round, replies)

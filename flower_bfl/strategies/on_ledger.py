@@ -16,12 +16,22 @@ from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Ledger, Role, Sende
 from flower_bfl.chain_adapter.records import NamedArrays, RunRules, model_payload, report_payload
 from flower_bfl.config import ContractRules, Mining
 from flower_bfl.errors import ConfigError
-from flower_bfl.strategies._journal import OPERATOR, EvaluateFunction, Journal, gradient_entries, logger
+from flower_bfl.strategies._go_on import go_on
+from flower_bfl.strategies._journal import (
+    OPERATOR,
+    EvaluateFunction,
+    Journal,
+    gradient_entries,
+    logger,
+    state_entry,
+)
 from flower_bfl.strategies._layout import Layout
+from flower_bfl.strategies._memory import changed, memory_of, restore
 from flower_bfl.strategies._miners import miners, seal
-from flower_bfl.strategies._replies import as_numpy, contribution, screen
+from flower_bfl.strategies._replies import Asked, as_numpy, as_record, contribution, screen
 from flower_bfl.strategies._roster import Roster, Trained
 from flower_bfl.strategies._signatures import Signatures
+from flower_bfl.strategies._standing import Standing, check_arrays
 from flower_bfl.types import LeftOut, RoundReport
 
 _SERVER = 0  # the one aggregator that a Flower strategy is
@@ -41,8 +51,9 @@ class OnLedger(Strategy):
     strategy : the strategy to be recorded.
     ledger : where to.
     mining : how devices race for each round's block; None: blocks need no miner.
-    keys, require_signatures, seed, run_folder : as in `ConsensusBFL`. With `require_signatures`, replies
-        without a signature are kept from the strategy as well.
+    keys, require_signatures, seed, run_folder, resume : as in `ConsensusBFL`. What the strategy keeps in its
+        attributes from round to round (momentum, say) is on the ledger as well. With `require_signatures`,
+        replies without a signature are kept from the strategy as well.
     weighted_by_key : the metric that holds D_y.
     """
 
@@ -56,17 +67,21 @@ class OnLedger(Strategy):
         require_signatures: bool = False,
         seed: int = 0,
         run_folder: Path | str | None = None,
+        resume: bool = False,
         weighted_by_key: str = "num-examples",
     ) -> None:
         self.strategy = strategy
         self.mining = mining
         self.seed = seed
         self.weighted_by_key = weighted_by_key
-        self._journal = Journal(ledger, keys, seed, run_folder)
+        self._journal = Journal(ledger, keys, seed, run_folder, resume=resume)
         self._signatures = Signatures(ledger, self._journal.keys, 1, required=require_signatures)
         self._roster = Roster(servers=1)
         self._layout: Layout | None = None
+        self._standing: Standing | None = None  # of the run that this one goes on with
+        self._at_first = memory_of(strategy)
         self._model: NamedArrays = {}  # w_k, as it was sent
+        self._asked = self._asked_to_evaluate = Asked()
         self._sent_at = 0.0
 
     @property
@@ -90,9 +105,15 @@ class OnLedger(Strategy):
         self._begin(initial_arrays)
         noting = None if evaluate_fn is None else self._journal.noting(evaluate_fn)
         try:
-            return super().start(
-                grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, noting
-            )
+            if self._standing is None:
+                return super().start(
+                    grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, noting
+                )
+            return go_on(
+                self, grid, as_record(self._standing.model), self._standing.round, num_rounds=num_rounds,
+                timeout=timeout, train_config=train_config, evaluate_config=evaluate_config,
+                evaluate_fn=noting, reports=self.reports,
+            )  # fmt: skip
         finally:
             self._journal.close()
 
@@ -108,6 +129,7 @@ class OnLedger(Strategy):
         self._model = {name: as_numpy(array) for name, array in arrays.items()}
         asking = ConfigRecord({**config, **self._signatures.request(1.0)})
         messages = list(self.strategy.configure_train(server_round, arrays, asking, grid))
+        self._asked = Asked(messages)
         self._sent_at = perf_counter()
         return messages
 
@@ -118,11 +140,10 @@ class OnLedger(Strategy):
         replied_at = perf_counter()
         self._journal.finish()
         recorded_at = perf_counter()
-        replies = list(replies)
+        replies = self._asked.replies(replies)
         trained, left_out, unsigned = self._receive(server_round, replies)
-        arrays, metrics = self.strategy.aggregate_train(
-            server_round, [reply for reply in replies if reply.metadata.src_node_id not in unsigned]
-        )
+        signed = [reply for reply in replies if reply.metadata.src_node_id not in unsigned]
+        arrays, metrics = self.strategy.aggregate_train(server_round, self._ordered(signed))
         made = self._model if arrays is None else {n: as_numpy(array) for n, array in arrays.items()}
         report = RoundReport(
             round=server_round,
@@ -144,11 +165,15 @@ class OnLedger(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """The strategy's."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+        messages = list(self.strategy.configure_evaluate(server_round, arrays, config, grid))
+        self._asked_to_evaluate = Asked(messages)
+        return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The strategy's; also part of the round's report."""
-        metrics = self.strategy.aggregate_evaluate(server_round, replies)
+        metrics = self.strategy.aggregate_evaluate(
+            server_round, self._ordered(self._asked_to_evaluate.replies(replies))
+        )
         if metrics is not None:
             self._journal.note(partial(replace, evaluate_devices=dict(metrics)))
         return metrics
@@ -171,7 +196,11 @@ class OnLedger(Strategy):
             Entry(Kind.RULES, 0, OPERATOR, rules.encode()),
             Entry(Kind.MODEL, 0, OPERATOR, model_payload(0, self._model)),
         ]
-        self._journal.begin(ContractRules(1, _SERVER, bits), opening)
+        self._standing = self._journal.begin(ContractRules(1, _SERVER, bits), opening)
+        if self._standing is not None:
+            check_arrays(self._layout, self._standing.model)
+            self._signatures.restore(self._standing.signed, self._standing.unsigned)
+            restore(self.strategy, self._standing.state)
 
     def _receive(
         self, server_round: int, replies: list[Message]
@@ -186,6 +215,11 @@ class OnLedger(Strategy):
             for each in usable
             if each not in finite
         ]
+        silent = self._asked.nodes("train") - {reply.metadata.src_node_id for reply in replies}
+        left_out += [
+            LeftOut(self._roster.name(node), "no reply in time")
+            for node in sorted(silent, key=self._roster.place)
+        ]
         known, impostors = self._roster.admit(finite)
         trained, unsigned = self._signatures.screen(server_round, known, self._model, 1.0)
         refused: frozenset[int] = frozenset()
@@ -194,11 +228,17 @@ class OnLedger(Strategy):
             refused = frozenset(nodes - {each.node for each in trained.replies})
         return trained, left_out + impostors + unsigned, refused
 
+    def _ordered(self, replies: Iterable[Message]) -> list[Message]:
+        """By device: sums of floats depend on the order, and a run should not on who was first."""
+        return sorted(replies, key=lambda reply: self._roster.place(reply.metadata.src_node_id))
+
     def _record(self, report: RoundReport, trained: Trained, made: NamedArrays) -> None:
         k, payload = report.round, model_payload(report.round, made)
         closing = [Entry(Kind.MODEL, k, Sender(Role.SERVER, _SERVER), payload)]
         if report.left_out:
             closing.insert(0, Entry(Kind.REPORT, k, OPERATOR, report_payload(k, report.left_out, ())))
+        if memory := changed(memory_of(self.strategy), self._at_first):
+            closing.insert(0, state_entry(k, memory))
         if self.mining is not None:
             size = len(trained.devices) + len(closing)
             won = seal(k, self.mining, miners(trained), _SERVER, size, self.seed)

@@ -51,7 +51,14 @@ def test_gradients(values, samples, steps, server_round):
     assert (gradient.samples, gradient.steps) == (samples, steps)
 
 
-@given(arrays, st.integers(1, 2**53), st.integers(1, 2**31 - 1), rounds, st.lists(st.integers()), digests)
+@given(
+    arrays,
+    st.integers(1, 2**53),
+    st.integers(1, 2**31 - 1),
+    rounds,
+    st.lists(st.integers()),
+    digests,
+)
 def test_gradients_of_edge_servers(values, samples, steps, server_round, devices, union):
     written = Gradient(values, samples, steps, DataUnion(tuple(devices), union))
     found = Gradient.decode(written.encode(server_round, bytes(32)))

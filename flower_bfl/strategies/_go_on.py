@@ -1,0 +1,72 @@
+"""The rest of a run's rounds: Flower's loop begins with the first, this one where the run stands."""
+
+import io
+from collections.abc import Iterable
+from logging import INFO
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from flower_bfl.strategies._journal import EvaluateFunction, logger
+from flower_bfl.types import RoundReport
+
+
+def go_on(
+    strategy: Strategy,
+    grid: Grid,
+    arrays: ArrayRecord,
+    done: int,
+    *,
+    num_rounds: int,
+    timeout: float,
+    train_config: ConfigRecord | None,
+    evaluate_config: ConfigRecord | None,
+    evaluate_fn: EvaluateFunction | None,
+    reports: Iterable[RoundReport],
+) -> Result:
+    """Rounds `done` + 1 to `num_rounds`, as `Strategy.start` has them; `arrays` is the model after `done`.
+
+    The result has the metrics of the earlier rounds as well, as far as their reports do.
+    """
+    logger.log(INFO, "Going on with round %d of %d", done + 1, num_rounds)
+    strategy.summary()
+    result = Result()
+    result.arrays = arrays
+    for report in reports:
+        told = (
+            (report.train, result.train_metrics_clientapp),
+            (report.evaluate_devices, result.evaluate_metrics_clientapp),
+            (report.evaluate, result.evaluate_metrics_serverapp),
+        )
+        for metrics, kept in told:
+            known = {name: value for name, value in metrics.items() if value is not None}
+            if known:
+                kept[report.round] = MetricRecord(known)  # type: ignore[arg-type]  # as they were one
+
+    def evaluate(server_round: int) -> None:
+        metrics = None if evaluate_fn is None else evaluate_fn(server_round, arrays)
+        if metrics is not None:
+            logger.log(INFO, "\t└──> Global evaluation: %s", metrics)
+            result.evaluate_metrics_serverapp[server_round] = metrics
+
+    evaluate(done)
+    train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+    for server_round in range(done + 1, num_rounds + 1):
+        logger.log(INFO, "")
+        logger.log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
+        asked = strategy.configure_train(server_round, arrays, train_config, grid)
+        made, trained = strategy.aggregate_train(server_round, grid.send_and_receive(asked, timeout=timeout))
+        if made is not None:
+            result.arrays = arrays = made
+        if trained is not None:
+            logger.log(INFO, "\t└──> Aggregated MetricRecord: %s", trained)
+            result.train_metrics_clientapp[server_round] = trained
+        asked = strategy.configure_evaluate(server_round, arrays, evaluate_config, grid)
+        answers = grid.send_and_receive(asked, timeout=timeout)
+        if (evaluated := strategy.aggregate_evaluate(server_round, answers)) is not None:
+            result.evaluate_metrics_clientapp[server_round] = evaluated
+        evaluate(server_round)
+    for line in io.StringIO(str(result)):
+        logger.log(INFO, "\t%s", line.rstrip("\n"))
+    return result

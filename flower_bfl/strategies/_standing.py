@@ -1,0 +1,165 @@
+"""Where a run stands, by its ledger: what a strategy needs to go on with it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flower_bfl.chain_adapter.base import Entry, Kind, Role, Sender, digest
+from flower_bfl.chain_adapter.records import (
+    Gradient,
+    NamedArrays,
+    RunRules,
+    read_model,
+    read_report,
+    read_state,
+)
+from flower_bfl.config import ContractRules
+from flower_bfl.errors import ConfigError, LedgerError
+from flower_bfl.strategies._layout import Layout
+from flower_bfl.types import RoundReport
+
+
+@dataclass(eq=False)
+class Standing:
+    """What a run's entries come to. A round counts once its model is sealed.
+
+    Parameters
+    ----------
+    contract : the rules of the ledger's contract.
+    """
+
+    contract: ContractRules
+    rules: bytes = b""  # payload of RULES
+    round: int = -1  # the last that is finished; -1: not even the initial model is there
+    last: Sequence[Entry] = ()  # its entries
+    open: list[Entry] = field(default_factory=list)  # of the round after it, as far as they count
+    restarts: int = 0  # of that round
+    quarantined_until: dict[int, int] = field(default_factory=dict)  # by edge server
+    signed: dict[int, Entry] = field(default_factory=dict)  # by device that signs itself: an entry of its own
+    unsigned: set[int] = field(default_factory=set)  # devices that do not
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry], contract: ContractRules) -> "Standing":
+        """The end of a run; memory is that of two rounds."""
+        standing = cls(contract)
+        for entry in entries:
+            standing._read(entry)
+        return standing
+
+    @property
+    def model(self) -> NamedArrays:
+        """The last model."""
+        return read_model(self._one(Kind.MODEL).payload)
+
+    @property
+    def model_payload(self) -> bytes:
+        """The last model as it was recorded."""
+        return self._one(Kind.MODEL).payload
+
+    @property
+    def state(self) -> NamedArrays:
+        """What the next round depends on beside the model."""
+        kept = [entry for entry in self.last if entry.kind is Kind.STATE]
+        return read_state(kept[-1].payload) if kept else {}
+
+    @property
+    def miners_server(self) -> int | None:
+        """Edge server of the last round's miner."""
+        seals = [entry.step for entry in self.last if entry.kind is Kind.SEAL]
+        return seals[-1] if seals else None
+
+    def check_rules(self, wanted: bytes) -> None:
+        """Raise ConfigError unless the run has these RULES."""
+        if self.rules == wanted:
+            return
+        found, own = (_told(payload) for payload in (self.rules, wanted))
+        names = [name for name in own if own[name] != found.get(name)]
+        said = "; ".join(f"{name} {found.get(name)}, got {own[name]}" for name in names)
+        raise ConfigError(f"settings must be those of the run that goes on: {said or 'other RULES'}")
+
+    def report(self, head: bytes) -> RoundReport:
+        """What the ledger says of the last round: not its times, nor its metrics."""
+        model = self._one(Kind.MODEL)
+        gradients = [Gradient.decode(each.payload) for each in self.last if each.kind is Kind.GRADIENT]
+        devices = sum(1 if each.union is None else len(each.union.devices) for each in gradients)
+        reports = [read_report(entry.payload) for entry in self.last if entry.kind is Kind.REPORT]
+        left_out, down = reports[-1] if reports else ([], [])
+        miners = [str(entry.sender) for entry in self.last if entry.kind is Kind.SEAL]
+        return RoundReport(
+            round=self.round,
+            devices=devices,
+            samples=sum(each.samples for each in gradients),
+            left_out=tuple(left_out),
+            down=tuple(map(str, down)),
+            leader=model.sender.index if model.sender.role is Role.SERVER else None,
+            miner=miners[-1] if miners else "",
+            model_digest=digest(model.payload).hex(),
+            head=head.hex(),
+        )
+
+    def _one(self, kind: Kind) -> Entry:
+        return [entry for entry in self.last if entry.kind is kind][-1]
+
+    def _read(self, entry: Entry) -> None:
+        if entry.kind is Kind.RULES:
+            self.rules = entry.payload
+        elif entry.kind is Kind.RESTART:
+            self.open, self.restarts = [], entry.step
+        else:
+            self.open.append(entry)
+        if entry.kind in (Kind.GRADIENT, Kind.DATA) and entry.sender.role is Role.DEVICE:
+            if entry.signature:
+                self.signed[entry.sender.index] = entry
+            else:
+                self.unsigned.add(entry.sender.index)
+        mined = entry.round > 0 and self.contract.difficulty_bits > 0
+        if entry.kind is (Kind.SEAL if mined else Kind.MODEL):
+            self._close()
+
+    def _close(self) -> None:
+        """The open round is finished."""
+        self.round += 1
+        votes: dict[int, set[Sender]] = {}
+        for entry in self.open:
+            if entry.kind is not Kind.VOTE:
+                continue
+            voters = votes.setdefault(entry.step, set())
+            voters.add(entry.sender)
+            if 2 * len(voters) > self.contract.edge_servers - 1:
+                self.quarantined_until[entry.step] = self.round + self.contract.quarantine_rounds + 1
+        self.last, self.open, self.restarts = self.open, [], 0
+
+
+def restart_entry(standing: Standing) -> Entry:
+    """The entry with which the open round begins again."""
+    return Entry(Kind.RESTART, standing.round + 1, Sender(Role.OPERATOR), b"", standing.restarts + 1)
+
+
+def check_arrays(layout: Layout, model: NamedArrays) -> None:
+    """Raise ConfigError unless a run's model has the arrays of this layout, whatever their precision."""
+    found = Layout.of(model)
+    names = {*layout.shapes, *found.shapes}
+    odd = sorted(name for name in names if _array(layout, name) != _array(found, name))
+    if odd:
+        raise ConfigError(
+            f"`initial_arrays` must be like those of the run that goes on, got {odd[0]!r} with "
+            f"{_array(layout, odd[0])} for {_array(found, odd[0])}"
+        )
+
+
+def _array(layout: Layout, name: str) -> str:
+    if name not in layout.shapes:
+        return "nothing"
+    kinds = {"f": "floats", "b": "truth values"}
+    return f"{list(layout.shapes[name])} {kinds.get(layout.dtypes[name].kind, 'whole numbers')}"
+
+
+def _told(payload: bytes) -> Mapping[str, object]:
+    """What RULES say, by name."""
+    try:
+        rules = RunRules.decode(payload)
+    except LedgerError as error:
+        return {"RULES": str(error)}
+    consensus = {} if rules.consensus is None else vars(rules.consensus)
+    mixing = None if rules.mixing is None else rules.mixing.round(3).tolist()
+    own = {"strategy": rules.strategy, "defences": rules.defences, "edge_rule": rules.edge_rule}
+    return own | consensus | {"mixing": mixing}
