@@ -201,6 +201,28 @@ def report(
         raise typer.Exit(1)
 
 
+@app.command()
+def doctor(
+    run_folder: Annotated[
+        Path | None,
+        typer.Argument(help="What a run left behind, to be looked at as well.", show_default=False),
+    ] = None,
+    with_audit: Annotated[bool, typer.Option("--audit", help="Audit that run, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what is wrong with this installation, or with a run, and what to do; status 1 if anything is."""
+    from flower_bfl._doctor_view import print_findings
+    from flower_bfl.doctor import check_installation, check_run_folder
+
+    if with_audit and run_folder is None:
+        raise ConfigError("`--audit` needs a `RUN_FOLDER`, got none")
+    parts = [("Installation", lambda: check_installation(run_folder or Path()))]
+    if run_folder is not None:
+        parts.append((f"Run {run_folder}", lambda: check_run_folder(run_folder, audited=with_audit)))
+    if not print_findings(parts, as_json=as_json):
+        raise typer.Exit(1)
+
+
 def _parse_source(
     run_folder: Path | None, rpc: str | None, contract: str | None, payloads: Path | None
 ) -> Path | tuple[str, str, Path]:
