@@ -1,5 +1,6 @@
 """The command `flower-bfl`. Heavy imports stay inside the commands: `flower-bfl --help` must be quick."""
 
+import json
 import re
 import sys
 import tomllib
@@ -13,7 +14,7 @@ import typer
 
 from flower_bfl._network_cli import Json, controller_app, network_app
 from flower_bfl._paper_cli import paper
-from flower_bfl.errors import ConfigError, FlowerBFLError
+from flower_bfl.errors import ConfigError, FlowerBFLError, RunFolderError
 
 _DEFAULT_NODES = 10
 _EXTRAS = {"torch": "train", "gymnasium": "train", "stable_baselines3": "train", "jinja2": "report"}
@@ -86,12 +87,16 @@ def run(
     """Simulate the Flower app in the folder APP, in a private SuperLink that ends with the run.
 
     An app that declares a setting `run-folder` gets the folder's absolute path as its value, one that
-    declares `devices` the number of nodes, less its `edge-server-nodes`.
+    declares `devices` the number of nodes, less its `edge-server-nodes`. With 'resume="RUN_FOLDER"' an app
+    that can goes on with that run, with the settings that it left there.
     """
     from flower_bfl._flwr_run import declared_config, run_app
 
     defaults = declared_config(app)
     settings = _parse_run_config(run_config or [])
+    if settings.get("resume") and "resume" in defaults:
+        run_folder = _resumed(str(settings["resume"]), run_folder)
+        settings = _left_settings(run_folder) | settings | {"resume": str(run_folder)}
     servers = _count(settings.get("edge-server-nodes", defaults.get("edge-server-nodes")), 0)
     if nodes is None:
         nodes = _count(settings.get("devices", defaults.get("devices")), _DEFAULT_NODES) + servers
@@ -104,7 +109,40 @@ def run(
     _print_run_folder(folder)
     if code:
         typer.secho("The run failed; its log is above.", fg=typer.colors.RED, err=True)
+        if "resume" in defaults and (folder / "chain").is_dir():
+            typer.secho(
+                f"To go on with it: flower-bfl run {app} --run-config 'resume=\"{folder}\"'", err=True
+            )
         raise typer.Exit(code)
+
+
+def _resumed(resume: str, run_folder: Path | None) -> Path:
+    """The folder of a run that is to go on."""
+    folder = Path(resume).expanduser().absolute()
+    if run_folder not in (None, folder):
+        raise ConfigError(
+            f"`run-folder` must be the folder of the run that goes on, {folder}, got {run_folder}"
+        )
+    if not folder.is_dir():
+        raise ConfigError(f"`resume` must be the folder of a run, got {folder}, which is none")
+    return folder
+
+
+def _left_settings(folder: Path) -> dict[str, bool | int | float | str]:
+    """The settings that a run was made with, if its app left them."""
+    file = folder / "settings.json"
+    if not file.is_file():
+        return {}
+    try:
+        left = json.loads(file.read_text(encoding="utf-8"))
+        wrong = [name for name, value in left.items() if not isinstance(value, bool | int | float | str)]
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise RunFolderError(f"{file} must hold a run's settings: {error}") from error
+    if wrong:
+        raise RunFolderError(
+            f"{file} must hold numbers, text and truth values, got {wrong[0]!r} with another"
+        )
+    return left  # type: ignore[no-any-return]  # checked
 
 
 def _count(value: object, default: int) -> int:

@@ -41,7 +41,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     def fake_run(app: Path, run_config: dict[str, object], *, nodes: int) -> int:
         seen.append((app, run_config, nodes))
         folder = Path(str(run_config["run-folder"]))
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "rounds.jsonl").write_bytes(b"{}" * 1000)
         return 1 if run_config.get("graph") == "broken" else 0
 
@@ -133,6 +133,56 @@ def test_a_failed_run_prints_its_folder_and_fails(
 ) -> None:
     arguments = ("--run-folder", str(tmp_path / "out"), "--run-config", "graph=broken")
     assert call(monkeypatch, "run", str(app), *arguments) == 1
+
+
+def resumable(app: Path) -> None:
+    (app / "pyproject.toml").write_text(
+        '[tool.flwr.app.config]\ndevices = 6\nrate = 0.1\nrun-folder = ""\nresume = ""\n'
+    )
+
+
+def test_a_run_goes_on_with_the_settings_that_it_left(
+    app: Path, calls: list[Call], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resumable(app)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "settings.json").write_text('{"devices": 4, "rate": 0.5, "seed": 3}')
+    words = ("run", str(app), "--run-config", f'resume="{folder}" rate=0.7')
+    assert call(monkeypatch, *words) == 0
+    where = {"resume": str(folder), "run-folder": str(folder)}
+    assert calls.pop() == (app, {"devices": 4, "rate": 0.7, "seed": 3} | where, 4)
+    (folder / "settings.json").unlink()
+    assert call(monkeypatch, *words) == 0
+    assert calls.pop() == (app, {"rate": 0.7} | where, 6)
+
+
+@pytest.mark.parametrize(
+    ("left", "words", "told"),
+    [
+        ("[", (), "must hold a run's settings"),
+        ("[1]", (), "must hold a run's settings"),
+        ('{"rate": [1]}', (), "must hold numbers, text and truth values, got 'rate' with another"),
+        ("{}", ("--run-folder", "elsewhere"), "`run-folder` must be the folder of the run that goes on"),
+        (None, (), "`resume` must be the folder of a run, got"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_one_line(
+    app: Path,
+    tmp_path: Path,
+    left: str | None,
+    words: tuple[str, ...],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    resumable(app)
+    folder = tmp_path / "run"
+    if left is not None:
+        folder.mkdir()
+        (folder / "settings.json").write_text(left)
+    assert call(monkeypatch, "run", str(app), *words, "--run-config", f'resume="{folder}"') in (1, 2)
+    assert told in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

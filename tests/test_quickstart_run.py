@@ -1,8 +1,11 @@
 """The quickstart as a newcomer runs it: real processes, real training, a real chain on disk."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,7 +43,8 @@ def run(tmp_path_factory):
 
 
 def rounds_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    file = folder / "rounds.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def test_it_learns_and_says_so(run):
@@ -96,6 +100,40 @@ def test_the_same_seed_gives_the_same_chain_bit_for_bit(run, tmp_path):
     assert models[0] == models[1]
     for chain in chains:
         chain.close()
+
+
+@pytest.mark.slow
+def test_a_killed_server_goes_on_with_the_same_model_and_chain(run, tmp_path):
+    """kill -9 of Flower's process that the ServerApp runs in, after the first round."""
+    folder = tmp_path / "run"
+    words = ["run", "examples/quickstart", "--run-folder", str(folder)]
+    words += ["--run-config", f"num-server-rounds={ROUNDS}"]
+    command = [sys.executable, "-m", "flower_bfl.cli", *words]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as server:
+        until = time.monotonic() + 250
+        while len(rounds_of(folder)) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(below(server.pid, "flwr-simulation"), signal.SIGKILL)
+        _, told = server.communicate(timeout=250)
+    assert server.returncode == 1
+    assert f"""--run-config 'resume="{folder}"'""" in told.decode()
+    assert len(rounds_of(folder)) <= ROUNDS
+    quickstart(folder, f'resume="{folder}"')
+    assert len(rounds_of(folder)) == ROUNDS + 1
+    assert (folder / "model.safetensors").read_bytes() == (run[0] / "model.safetensors").read_bytes()
+    assert audit(folder).head == audit(run[0]).head
+    assert audit(folder).finding is None
+
+
+def below(pid: int, name: str) -> int:
+    """A descendant of a process that has a word in its command line."""
+    waiting = [pid]
+    for each in waiting:
+        children = Path(f"/proc/{each}/task/{each}/children").read_text().split()
+        waiting += map(int, children)
+        if name.encode() in Path(f"/proc/{each}/cmdline").read_bytes():
+            return each
+    raise AssertionError(f"no {name} below {pid}")
 
 
 @pytest.mark.parametrize(

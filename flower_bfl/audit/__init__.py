@@ -209,8 +209,8 @@ class _Walk:
             self._seen["models_recomputed"] = self._run.recomputed
             if self._run.restarts:
                 self._notes.append(
-                    f"a run that was broken off began {self._run.restarts} rounds again: "
-                    f"{self._run.void} entries do not count"
+                    f"{self._run.void} entries do not count: their rounds were broken off and begun again, "
+                    f"{self._run.restarts} in all"
                 )
             if self._run.withdrawn:
                 self._notes.append(

@@ -156,7 +156,7 @@ def test_wherever_a_run_is_broken_off_it_ends_with_the_same_model(variant):
             broken = [entry for entry in entries if entry.kind is Kind.RESTART]
             assert len(broken) <= 1
             if report.finding is None:
-                assert len(broken) == sum("began 1 rounds again" in note for note in report.notes)
+                assert len(broken) == sum("broken off and begun again, 1 in all" in n for n in report.notes)
 
 
 # -- with a controller ---------------------------------------------------------------------------------------

@@ -13,11 +13,13 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds."""
     config = context.run_config
-    folder = config["run-folder"] or f"runs/{context.run_id}"
+    folder = config["resume"] or config["run-folder"] or f"runs/{context.run_id}"
     ledger = RpcLedger(config["rpc-url"], folder=f"{folder}/chain")
     if not ledger.web3.is_connected():
         raise LedgerError(f"{ledger}: nobody answers there; start a node, or set `rpc-url` to one")
-    strategy = ConsensusBFL(fraction_evaluate=0.0, ledger=ledger, run_folder=folder)
+    strategy = ConsensusBFL(
+        fraction_evaluate=0.0, ledger=ledger, run_folder=folder, resume=bool(config["resume"])
+    )
     strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(initial_weights()),

@@ -46,7 +46,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the rounds and report on them."""
     torch.set_num_threads(1)
     config = context.run_config
-    name = config["run-folder"] or f"runs/offloading-{datetime.now():%Y%m%d-%H%M%S}"
+    name = config["resume"] or config["run-folder"] or f"runs/offloading-{datetime.now():%Y%m%d-%H%M%S}"
     folder = Path(name).expanduser().absolute()
     log.info("Run folder: %s", folder)
 
@@ -78,6 +78,7 @@ def make_strategy(config: dict[str, Any], folder: Path) -> ConsensusBFL:
         fraction_evaluate=0.0,
         seed=config["seed"],
         run_folder=folder,
+        resume=bool(config["resume"]),
     )
 
 

@@ -1,5 +1,6 @@
 """The server: chooses strategy and ledger, evaluates the global model, draws the curves."""
 
+import json
 import logging
 from collections.abc import Callable
 from datetime import datetime
@@ -41,9 +42,10 @@ def main(grid: Grid, context: Context) -> None:
     """Run the rounds and report on them."""
     torch.set_num_threads(1)
     config = context.run_config
-    folder = run_folder(config["run-folder"])
+    folder = run_folder(config["resume"] or config["run-folder"])
     log.info("Run folder: %s", folder)
     check_settings(config)
+    keep_settings(config, folder)
 
     model = build(config["dataset"], config["seed"])
     strategy = make_strategy(config, folder)
@@ -73,6 +75,22 @@ def check_settings(config: dict[str, Any]) -> None:
         samples_of(0, config["devices"], config, train=False)
 
 
+def keep_settings(config: dict[str, Any], folder: Path) -> None:
+    """Leave them in the run folder; a run that goes on must have those that are there."""
+    free = {"resume", "run-folder", "data-folder", "num-server-rounds"}
+    own = {name: value for name, value in sorted(config.items()) if name not in free}
+    file = folder / "settings.json"
+    if not config["resume"]:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            file.write_text(json.dumps(own | {"num-server-rounds": config["num-server-rounds"]}, indent=1))
+        return
+    left = json.loads(file.read_text()) if file.exists() else {}
+    for name, value in own.items():
+        if left.get(name, value) != value:
+            raise ConfigError(f"`{name}` must be that of the run that goes on, {left[name]!r}, got {value!r}")
+
+
 def make_strategy(config: dict[str, Any], folder: Path) -> Strategy:
     """FedAvg, or several edge servers in its place."""
     devices = config["devices"]
@@ -92,6 +110,7 @@ def make_strategy(config: dict[str, Any], folder: Path) -> Strategy:
         "run_folder": folder,
         **sampling,
     }
+    resume = bool(config["resume"])
     if name == "independent":
         return IndependentServers(attacks=chosen_attacks(config), seed=config["seed"], **shared)
     if name == "consensus":
@@ -109,6 +128,7 @@ def make_strategy(config: dict[str, Any], folder: Path) -> Strategy:
             defence=chosen_defences(config),
             edge_rule=chosen_edge_rule(config),
             quarantine_rounds=config["quarantine-rounds"],
+            resume=resume,
             **shared,
         )
     if name in FLOWERS_OWN:
@@ -119,6 +139,7 @@ def make_strategy(config: dict[str, Any], folder: Path) -> Strategy:
             require_signatures=config["sign-updates"],
             seed=config["seed"],
             run_folder=folder,
+            resume=resume,
         )
     known = ", ".join(["consensus", "independent", "fedavg", *FLOWERS_OWN])
     raise ConfigError(f"`strategy` must be one of {known}, got {name!r}")
