@@ -189,13 +189,18 @@ def _connect(path: Path, fsync: bool) -> sqlite3.Connection:
 
 
 def _connect_to_read(path: Path) -> sqlite3.Connection:
-    # Without a WAL nobody has the file open to write, and SQLite need not put one beside it.
-    mode = "mode=ro" if path.with_name(path.name + "-wal").exists() else "mode=ro&immutable=1"
+    """The file as it is now, with nothing beside it changed: not even the -shm that SQLite has with a WAL."""
+    wal, shared = (path.with_name(path.name + end).exists() for end in ("-wal", "-shm"))
+    mode = "immutable=1"  # without a WAL nobody has it open to write
+    if wal:  # without a -shm nobody has it open at all, and no lock is needed
+        mode = "readonly_shm=1" if shared else "vfs=unix-none"
     try:
-        uri = f"{path.absolute().as_uri()}?{mode}"
+        uri = f"{path.absolute().as_uri()}?mode=ro&{mode}"
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA trusted_schema = OFF")
+            if wal and not shared:
+                connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # its index in this process
             connection.execute("BEGIN")
         except BaseException:
             connection.close()

@@ -1,12 +1,9 @@
-"""A run's chain as it is now, read without leaving a trace beside it."""
+"""A run's chain as it is now."""
 
-import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flower_bfl.audit._folder import AuditedStore
-from flower_bfl.chain_adapter._chain import GUARD
-from flower_bfl.chain_adapter._sqlite import ChainDatabase
 from flower_bfl.chain_adapter.base import Kind
 from flower_bfl.chain_adapter.pyevm import EvmLedger
 from flower_bfl.chain_adapter.records import RunRules
@@ -35,7 +32,7 @@ def read_chain(folder: Path) -> Chain:
     """Everything that the chain of a run has, with payloads that may be missing."""
     chain, model = Chain(), ""
     store = _Store(folder / "payloads")
-    ledger = _Ledger(folder, store=store, read_only=True)
+    ledger = EvmLedger(folder, store=store, read_only=True)
     try:
         for at in ledger.recorded():
             chain.open = 0 if at.entry.kind is Kind.RESTART else chain.open + 1
@@ -79,35 +76,3 @@ class _Store(AuditedStore):
             unread = error.found.startswith(("missing", "not readable"))
             self.bad[path.name] = "a link" if path.is_symlink() else error.found if unread else "changed"
             return b""
-
-
-class _Ledger(EvmLedger):
-    """One whose file is opened as below."""
-
-    def _connect(self) -> ChainDatabase:
-        if self._database is None:
-            assert self._file is not None
-            self._database = _Database(self._file)
-        return self._database
-
-
-class _Database(ChainDatabase):
-    """A chain's file, of which SQLite's shared memory, the -shm beside a WAL, is left alone as well."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(None, GUARD)
-        self._path = path
-        wal, shared = (path.with_name(path.name + end).exists() for end in ("-wal", "-shm"))
-        mode = "immutable=1"  # without a WAL nobody has it open to write
-        if wal:  # without -shm nobody has it open at all, and no lock is needed
-            mode = "readonly_shm=1" if shared else "vfs=unix-none"
-        try:
-            uri = f"{path.absolute().as_uri()}?mode=ro&{mode}"
-            self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-            self._connection.execute("PRAGMA trusted_schema = OFF")
-            if wal and not shared:
-                self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # its index in this process
-            self._connection.execute("BEGIN")
-        except sqlite3.Error as error:
-            self.close()
-            raise LedgerError(f"chain file {path} cannot be opened: {error}") from error

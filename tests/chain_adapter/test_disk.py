@@ -113,3 +113,25 @@ def test_a_full_disk_ends_a_phase_and_not_the_chain(small_disk):
     assert list(ledger.entries()) == [*done, *phase(k, 60_000)]
     ledger.check_file()
     ledger.close()
+
+
+@pytest.mark.parametrize("beside", ["a WAL and its index", "a WAL", "nothing"])
+def test_reading_a_chain_that_was_broken_off_leaves_no_trace(tmp_path, beside):
+    """Not even in SQLite's files, also those of a process that was killed."""
+    folder = tmp_path / "chain"
+    writer = EvmLedger(folder)
+    writer.open(KEYS)
+    for k in range(2):
+        writer.record(phase(k))
+    if beside == "nothing":
+        writer.close()
+    left = tmp_path / "left"
+    shutil.copytree(folder, left)
+    if beside == "a WAL":
+        (left / "chain.sqlite-shm").unlink()
+    before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in left.glob("chain*")}
+    assert len(before) == {"a WAL and its index": 3, "a WAL": 2, "nothing": 1}[beside]
+    reader = EvmLedger(left, read_only=True)
+    assert list(reader.entries()) == [entry for k in range(2) for entry in phase(k)]
+    reader.close()
+    assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in left.glob("chain*")} == before
