@@ -76,6 +76,8 @@ contract FlowerBFL {
 
     /// @notice Number of BFL blocks, which is also the round that is open.
     uint32 public height;
+    /// @dev How often that round was begun again; beside `height`, so that reading it costs nothing more.
+    uint16 private begunAgain;
 
     /// @notice The model of the open round, if its leader has proposed one.
     Proposal public proposal;
@@ -305,12 +307,12 @@ contract FlowerBFL {
 
     /// @notice Votes in a round against a server.
     function votes(uint32 round, uint16 server) external view returns (uint16) {
-        return counts[_try(round)][server];
+        return counts[_try(round, restarts[round])][server];
     }
 
     /// @notice Digest of an entry that went to `submit` or `relay` and counts; zero if there is none.
     function digestOf(uint8 kind, uint32 round, uint16 step, address sender) external view returns (bytes32) {
-        return digests[_entry(kind, round, step, sender)];
+        return digests[_entry(kind, _try(round, restarts[round]), step, sender)];
     }
 
     /// @notice The account with a role and index; zero if there is none.
@@ -328,7 +330,7 @@ contract FlowerBFL {
         if (round != height) revert WrongRound(height, round);
         if (round < sender.quarantinedUntil) revert ServerQuarantined(sender.quarantinedUntil);
         if (kind == RESTART) _restart(round, step);
-        uint256 entry = _entry(kind, round, step, from);
+        uint256 entry = _entry(kind, _try(round, begunAgain), step, from);
         if (digests[entry] != 0) revert AlreadySubmitted();
         _check(digest, payload);
         digests[entry] = digest;
@@ -341,7 +343,7 @@ contract FlowerBFL {
         if (accused >= servers || accused == voter) revert UnknownServer(accused);
         address account = holders[(uint256(SERVER) << 32) | accused];
         if (account == address(0)) revert UnknownServer(accused);
-        uint16 count = ++counts[_try(round)][accused];
+        uint16 count = ++counts[_try(round, begunAgain)][accused];
         if (2 * uint256(count) > servers - 1) {
             uint32 until = round + quarantineRounds + 1;
             if (accounts[account].quarantinedUntil != until) {
@@ -355,8 +357,8 @@ contract FlowerBFL {
 
     /// @dev Forgets what was submitted in the open round, its proposal, its votes and what came of them.
     function _restart(uint32 round, uint16 number) private {
-        if (number != restarts[round] + 1) revert WrongRestart(restarts[round] + 1, number);
-        restarts[round] = number;
+        if (number != begunAgain + 1) revert WrongRestart(begunAgain + 1, number);
+        restarts[round] = begunAgain = number;
         delete proposal;
         for (uint256 i = 0; i < votedOut.length; i++) {
             address account = holders[(uint256(SERVER) << 32) | votedOut[i]];
@@ -379,6 +381,7 @@ contract FlowerBFL {
         blocks[height] = BFLBlock(hash, digest, timestamp, miner, nonce, server);
         emit Sealed(height, msg.sender, hash, nonce, server);
         height += 1;
+        begunAgain = 0;
         if (votedOut.length > 0) delete votedOut;
     }
 
@@ -393,13 +396,13 @@ contract FlowerBFL {
     }
 
     /// @dev All of it fits into one word, so that a lookup hashes once. Rules are given once, whatever the step says.
-    function _entry(uint8 kind, uint32 round, uint16 step, address sender) private view returns (uint256) {
+    function _entry(uint8 kind, uint256 round, uint16 step, address sender) private pure returns (uint256) {
         if (kind == RULES) return uint160(sender);
-        return (_try(round) << 184) | (uint256(kind) << 176) | (uint256(step) << 160) | uint160(sender);
+        return (round << 184) | (uint256(kind) << 176) | (uint256(step) << 160) | uint160(sender);
     }
 
     /// @dev A round, and how often it was begun again.
-    function _try(uint32 round) private view returns (uint256) {
-        return (uint256(round) << 16) | restarts[round];
+    function _try(uint32 round, uint16 again) private pure returns (uint256) {
+        return (uint256(round) << 16) | again;
     }
 }
