@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow lint bench fuzz clean
 
 help:
 	@echo 'make setup      install flower-bfl and its tools into $(VENV) (the other targets do it, too)'
@@ -15,7 +15,8 @@ help:
 	@echo 'make test       lint, then the tests that take a few minutes'
 	@echo 'make test-slow  the tests that take longer'
 	@echo 'make lint       ruff, mypy and import-linter'
-	@echo 'make bench      time the ledger, the aggregation, whole rounds, runs in process, the audit, network, controllers, offloading, scale, attacks'
+	@echo 'make bench      time the ledger, the aggregation, whole rounds, runs in process, the audit, network, controllers, offloading, scale, attacks, load'
+	@echo 'make fuzz       100,000 hostile inputs to each parser; most of an hour'
 	@echo 'make clean      remove $(VENV), caches and built packages; runs/ stays'
 	@echo
 	@echo 'Another Python: make setup PYTHON=python3.12     Another place: make setup VENV=/path/to/venv'
@@ -63,6 +64,11 @@ bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/offloading.py
 	@$(BIN)/python benchmarks/scale.py
 	@$(BIN)/python benchmarks/attacks.py
+	@$(BIN)/python benchmarks/load.py 150 20
+
+fuzz: $(INSTALLED)
+	@$(PIP) install -e '.[fuzz]'
+	@$(BIN)/python tests/fuzz/fuzz.py
 
 clean:
 	rm -rf '$(VENV)' dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

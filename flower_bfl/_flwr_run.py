@@ -215,7 +215,7 @@ def declared_config(app: Path) -> dict[str, object]:
         raise ConfigError(f"`app` must hold a pyproject.toml, got {app}, which has none")
     try:
         declared = tomllib.loads(project.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"`app` must hold a valid pyproject.toml, got {project}: {error}") from None
     except KeyError:
         raise ConfigError(f"`app` must be a Flower app, got {project} without [tool.flwr.app]") from None

@@ -131,7 +131,7 @@ def _resumed(resume: str, run_folder: Path | None) -> Path:
 def _left_settings(folder: Path) -> dict[str, bool | int | float | str]:
     """The settings that a run was made with, if its app left them."""
     file = folder / "settings.json"
-    if not file.is_file():
+    if file.is_symlink() or not file.is_file():
         return {}
     try:
         left = json.loads(file.read_text(encoding="utf-8"))
@@ -302,7 +302,7 @@ def _parse_run_config(texts: list[str]) -> dict[str, str | int | float | bool]:
 def _parse_value(text: str) -> str | int | float | bool:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, numbers of thousands of digits, brackets of thousands
         return text.strip("\"'")
     return value if isinstance(value, str | int | float | bool) else text
 

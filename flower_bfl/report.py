@@ -5,12 +5,11 @@ Each line of `rounds.jsonl` is a JSON object, one a round, of which this module 
 "consensus_bound", "transactions", "gas", "chain_seconds", "train_seconds", "leader", "miner" and "left_out";
 of a run with a controller also "simulated_seconds", "latency_s", "server_data", "kept_local" and "fallback",
 of one with a defence "accused", "suspected", "true_positives", "false_positives" and "missed".
-Any of them may be missing: a run without a ledger has no gas.
+Any of them may be missing: a run without a ledger has no gas. What is of another kind is passed over.
 """
 
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -32,11 +31,12 @@ _ROUNDS_FILE = "rounds.jsonl"
 _CURVES_FILE = "curves.png"
 
 _PANELS_A_ROW = 3
+_LONGEST = 80  # characters of a name
 
 # A bound of exact consensus (λ = 0) is some 1e-80; what is measured never gets below the rounding of floats.
 ROUNDING = 1e-16
 
-_LARGEST = sys.float_info.max
+_LARGEST = 1e100  # of what is drawn and summed up: a picture has no room for more
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _BLUE, _ORANGE, _GREEN, _PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
@@ -59,6 +59,8 @@ def read_rounds(folder: Path) -> list[Round]:
     """
     path = Path(folder) / _ROUNDS_FILE
     try:
+        if path.exists() and not (path.is_file() and path.resolve().is_relative_to(path.parent.resolve())):
+            raise OSError("not a file in it")  # but a device, a pipe, or a link to somewhere else
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RunFolderError(
@@ -68,7 +70,7 @@ def read_rounds(folder: Path) -> list[Round]:
     for number, line in enumerate(lines, start=1):
         try:
             one = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise RunFolderError(f"line {number} of {path} is not JSON: {error}") from error
@@ -91,14 +93,14 @@ def summary(folder: Path) -> str:
     rows += _ledger_rows(rounds, trained)
     rows += _time_rows(rounds)
     rows += _controller_rows(rounds)
-    leaders = Counter(str(one["leader"]) for one in rounds if one.get("leader") is not None)
+    leaders = Counter(_text(one["leader"]) for one in rounds if one.get("leader") is not None)
     if leaders:
         rows.append(("leaders", ", ".join(f"{leader}: {count}" for leader, count in sorted(leaders.items()))))
-    miners = Counter(str(one["miner"]) for one in rounds if one.get("miner"))
+    miners = Counter(_text(one["miner"]) for one in rounds if one.get("miner"))
     if miners:
         rows.append(("miners", ", ".join(f"{miner}: {count}" for miner, count in miners.most_common())))
     rows += _attack_rows(rounds)
-    left_out = [len(one["left_out"]) for one in rounds if one.get("left_out")]
+    left_out = [len(_list(one, "left_out")) for one in rounds if _list(one, "left_out")]
     if left_out:
         rows.append(("left out", f"{sum(left_out)}, in {len(left_out)} of {trained} rounds"))
     width = max(len(name) for name, _ in rows)
@@ -169,7 +171,10 @@ def finished_rounds(folder: Path) -> list[Round]:
 
 def round_numbers(rounds: list[Round]) -> list[int]:
     """The rounds' own numbers; 0 is the state before the first round."""
-    return [int(one.get("round", position)) for position, one in enumerate(rounds, start=1)]
+    return [
+        number if type(number := one.get("round")) is int and 0 <= number < 2**31 else position
+        for position, one in enumerate(rounds, start=1)
+    ]
 
 
 def series(rounds: list[Round], *keys: str) -> _Series:
@@ -179,12 +184,23 @@ def series(rounds: list[Round], *keys: str) -> _Series:
         value: Any = one
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, int | float) and -_LARGEST <= value <= _LARGEST:  # neither NaN nor infinity
+        if isinstance(value, int | float) and -_LARGEST <= value <= _LARGEST:  # also no NaN
             found.append((number, float(value)))
     return (
         np.array([number for number, _ in found], dtype=np.int64),
         np.array([value for _, value in found], dtype=np.float64),
     )
+
+
+def _list(one: Round, key: str) -> list[Any]:
+    value = one.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _text(value: object) -> str:
+    """A name as it can be printed."""
+    text = str(value)[:_LONGEST] if isinstance(value, str | int) else type(value).__name__
+    return text if text.isprintable() else ascii(text)
 
 
 # --- the summary's rows -------------------------------------------------------------------------------------
@@ -238,10 +254,12 @@ def _controller_rows(rounds: list[Round]) -> list[tuple[str, str]]:
     if not clock.size:
         return []
     rows = [("simulated time", f"{clock[-1]:,.1f} s ({clock[-1] / max(1, clock.size):,.2f} s a round)")]
-    offloaded = sum(len(devices) for one in rounds for devices in one.get("server_data", ()))
-    everybody = sum(int(one.get("devices", 0)) for one in rounds)
-    rows.append(("offloaded", f"{offloaded:,} of {everybody:,} data sets"))
-    kept = [len(one["kept_local"]) for one in rounds if one.get("kept_local")]
+    offloaded = sum(
+        len(each) for one in rounds for each in _list(one, "server_data") if isinstance(each, list)
+    )
+    _, everybody = series(rounds, "devices")
+    rows.append(("offloaded", f"{offloaded:,} of {everybody.sum():,.0f} data sets"))
+    kept = [len(_list(one, "kept_local")) for one in rounds if _list(one, "kept_local")]
     if kept:
         rows.append(("kept local", f"{sum(kept)} that were to be offloaded, in {len(kept)} rounds"))
     if fallbacks := sum(bool(one.get("fallback")) for one in rounds):
@@ -255,20 +273,20 @@ def _attack_rows(rounds: list[Round]) -> list[tuple[str, str]]:
     out: dict[str, list[str]] = {}
     suspected: Counter[str] = Counter()
     for number, one in zip(round_numbers(rounds), rounds, strict=True):
-        for accused in one.get("accused", ()):
-            if accused.get("voted_out"):
-                out.setdefault(str(accused["server"]), []).append(str(number))
-        suspected.update(each["who"] for each in one.get("suspected", ()))
+        for accused in _list(one, "accused"):
+            if isinstance(accused, dict) and accused.get("voted_out"):
+                out.setdefault(_text(accused.get("server")), []).append(str(number))
+        suspected.update(_text(each.get("who")) for each in _list(one, "suspected") if isinstance(each, dict))
     if out:
         told = (f"{server} in round {', '.join(when)}" for server, when in sorted(out.items()))
         rows.append(("voted out", f"edge server {'; '.join(told)}"))
     if suspected:
         told = (f"{who}: {count}" for who, count in suspected.most_common())
         rows.append(("suspected", ", ".join(told)))
-    known = [one for one in rounds if one.get("true_positives") is not None]
-    if any(one["true_positives"] + one["missed"] + one["false_positives"] for one in known):
-        sums = (sum(one[key] for one in known) for key in ("true_positives", "missed", "false_positives"))
-        rows.append(("detection", "{} found, {} missed, {} falsely accused".format(*sums)))
+    counts = [series(rounds, key)[1] for key in ("true_positives", "missed", "false_positives")]
+    if any(count.any() for count in counts):
+        sums = (count.sum() for count in counts)
+        rows.append(("detection", "{:.0f} found, {:.0f} missed, {:.0f} falsely accused".format(*sums)))
     return rows
 
 

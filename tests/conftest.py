@@ -1,5 +1,6 @@
 """Shared by all tests: real Flower messages without a running SuperLink, and the command in this process."""
 
+import subprocess
 import sys
 
 import pytest
@@ -38,3 +39,15 @@ def command(monkeypatch, capsys, tmp_path):
         return status, printed.out, printed.err
 
     return command
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root can mount a small disk")
+    yield place
+    subprocess.run(["umount", place], check=True)

@@ -167,7 +167,7 @@ def _told(text: str) -> list[Poisoning]:
     kinds: dict[str, type[Poisoning]] = {kind.__name__: kind for kind in (LabelFlip, Backdoor)}
     try:
         return [kinds[each.pop("name")](**each) for each in json.loads(text)]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(f"`{POISON_KEY}` must be a list of attacks on data, got {text!r:.80}") from error
 
 

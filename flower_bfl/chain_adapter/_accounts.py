@@ -131,6 +131,9 @@ def read_transaction(encoded: bytes) -> ReadTransaction:
     if fields[8] != [] or len(texts) != 11:
         raise ValueError("all fields but an empty access list must be bytes")
     parity, r, s = texts[8:]
+    numbers = [*texts[:5], texts[6], r, s]
+    if len(texts[5]) not in (0, 20) or any(each[:1] == b"\0" or len(each) > 32 for each in numbers):
+        raise ValueError("an address must have 20 bytes, a number at most 32 and no leading zero")
     if parity not in (b"", b"\1") or int.from_bytes(s) > _HALF_ORDER:
         raise ValueError("a signature must have parity 0 or 1 and the lower of its two s")
     message = keccak(_TYPE + encode(fields[:9]))

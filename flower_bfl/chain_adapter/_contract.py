@@ -172,13 +172,16 @@ def read_register(data: bytes) -> dict[bytes, Sender] | None:
     if data[:4] != _FUNCTIONS["register"]:
         return None
     words = [data[start : start + 32] for start in range(4, len(data), 32)]
+    if len(words) < 4:
+        raise ValueError("calldata of `register` is cut off")
     role, count = Role(int.from_bytes(words[1])), int.from_bytes(words[3])
     indices = words[5 + count : 5 + 2 * count]
     accounts = {
         Sender(role, int.from_bytes(index)): address[12:]
         for address, index in zip(words[4 : 4 + count], indices, strict=True)
     }
-    if not 0 < count == len(accounts) or register(accounts) != data:  # the contract read something else
+    usual = 0 < count == len(accounts) and all(sender.index < 2**32 for sender in accounts)
+    if not usual or register(accounts) != data:  # the contract read something else
         raise ValueError("not calldata of `register` in its usual form")
     return {address: sender for sender, address in accounts.items()}
 

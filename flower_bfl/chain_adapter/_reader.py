@@ -190,7 +190,8 @@ class EntryReader:
 
     def _piece(self, block: int, position: int) -> bytes:
         call = _contract.read_call(read_transaction(self._fetch(block, position)).data)
-        assert call is not None  # it was one when its place was noted
+        if call is None:  # it was one when its place was noted
+            raise LedgerError(f"block {block}, transaction {position} is another one than it was")
         return call.payload
 
     def _name(self, account: bytes) -> str:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from flower_bfl.chain_adapter._rpc_log import Where, to_bytes, to_hex
+from flower_bfl.chain_adapter.store import read_file
 from flower_bfl.errors import ConfigError, LedgerError
 
 FORMAT = "flower-bfl chain 1"
@@ -14,13 +15,16 @@ FORMAT = "flower-bfl chain 1"
 def read_where(path: Path) -> Where | None:
     """What the file says; None if there is none, LedgerError if it cannot be read."""
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(read_file(path).decode())
         if fields["format"] != FORMAT:
             raise ValueError(f"`format` must be {FORMAT!r}, got {fields['format']!r}")
-        return Where(int(fields["chain_id"]), read_address(fields["contract"]), int(fields["first_block"]))
+        numbers = [fields[name] for name in ("chain_id", "first_block")]
+        if any(type(each) is not int or not 0 <= each < 2**64 for each in numbers):
+            raise ValueError(f"`chain_id` and `first_block` must be whole numbers, got {numbers!r:.80}")
+        return Where(numbers[0], read_address(fields["contract"]), numbers[1])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise LedgerError(f"chain file {path} cannot be read: {error!r}") from error
 
 

@@ -15,6 +15,7 @@ from flower_bfl.chain_adapter._rpc_node import Node, Refusal
 from flower_bfl.chain_adapter.store import Payloads, PayloadStore
 from flower_bfl.errors import LedgerError
 
+_MOST_BLOCKS = 2**40
 _RANGE = 10_000  # blocks searched at once; fewer where the node wants that
 _FETCHED = 50  # transactions a request; of 80,000 bytes each at most, twice that in hexadecimal digits
 _KEPT = 2 * _FETCHED
@@ -123,7 +124,7 @@ class Follower(EntryReader):
                 expected=self.block_hash.hex(),
                 found="nothing" if anchor is None else str(anchor["hash"]),
             )
-        for listed in self._log.places(max(self._first, self.block_number), int(last, 16)):
+        for listed in self._log.places(max(self._first, self.block_number), block_number(last)):
             before = (self.block_number, self._position)
             places = [place for place in listed if (place.block, place.position) > before]
             unknown = [place for place in places if place.hash not in known]
@@ -153,7 +154,7 @@ class Follower(EntryReader):
 
 def read_recorded(node: Node, where: Where, store: Payloads) -> Iterator[Recorded]:
     """The contract's entries up to now; raises LedgerError for what breaks a rule, PayloadError."""
-    last = int(node.ask("eth_blockNumber"), 16)
+    last = block_number(node.ask("eth_blockNumber"))
     view = {"to": to_hex(where.contract), "data": to_hex(_contract.view("head"))}
     head = to_bytes(node.ask("eth_call", view, hex(last)))
     log = ContractLog(node, where.contract)
@@ -186,7 +187,7 @@ def check_contract(node: Node, contract: bytes) -> None:
 def find_creation(node: Node, contract: bytes) -> int:
     """Number of the block that made a contract, which must be there, or of an earlier one."""
     last = node.ask("eth_blockNumber")
-    low, high = 0, int(last, 16)
+    low, high = 0, block_number(last)
     while low < high:
         middle = (low + high) // 2
         code = node.batch([("eth_getCode", [to_hex(contract), hex(middle)])])[0]
@@ -204,8 +205,19 @@ def to_hex(value: bytes) -> str:
 def to_bytes(text: Any) -> bytes:
     """What `to_hex` was given; raises ValueError for anything else."""
     if not isinstance(text, str) or not text.startswith("0x"):
-        raise ValueError(f"not hexadecimal: {text!r}")
-    return bytes.fromhex(text[2:])
+        raise ValueError(f"not hexadecimal: {text!r:.80}")
+    value = bytes.fromhex(text[2:])
+    if len(text) != 2 + 2 * len(value):
+        raise ValueError(f"not hexadecimal: {text!r:.80}")  # spaces, which Python takes
+    return value
+
+
+def block_number(text: Any) -> int:
+    """The number of a block; raises ValueError or TypeError for what no chain has."""
+    block = int(text, 16)
+    if not 0 <= block < _MOST_BLOCKS:
+        raise ValueError(f"no number of a block: {text:.80}")
+    return block
 
 
 def encode_transaction(fields: Any, place: Place, node: str) -> bytes:
@@ -228,7 +240,7 @@ def encode_transaction(fields: Any, place: Place, node: str) -> bytes:
         encoded = b"\x02" + _rlp.encode(items)
         if (found := keccak(encoded)) != (expected := place.hash or to_bytes(fields["hash"])):
             raise ValueError(f"its hash must be {to_hex(expected)}, found {to_hex(found)}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise LedgerError(
             f"block {place.block}, transaction {place.position}: the node at {node} has another one: {error}",
             block=place.block,
@@ -240,5 +252,5 @@ def encode_transaction(fields: Any, place: Place, node: str) -> bytes:
 
 
 def _read_place(log: Any) -> Place:
-    block, position = int(log["blockNumber"], 16), int(log["transactionIndex"], 16)
+    block, position = block_number(log["blockNumber"]), int(log["transactionIndex"], 16)
     return Place(block, to_bytes(log["blockHash"]), position, to_bytes(log["transactionHash"]))

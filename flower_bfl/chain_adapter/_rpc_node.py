@@ -10,7 +10,10 @@ from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException, HTTPSConnection, IncompleteRead
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
+from io import BufferedReader, RawIOBase
+from socket import socket
 from threading import RLock
 from typing import Any, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -22,6 +25,8 @@ from web3.types import RPCEndpoint, RPCResponse
 from flower_bfl.errors import ConfigError, LedgerError
 
 _CALLS, _BATCH_BYTES = 100, 2_000_000  # of one request: what public nodes take
+_MOST_BYTES = 1 << 25  # of an answer; as JSON it may take twenty times that in memory
+_TOO_LONG = -32_099  # what stands for such an answer, a number that JSON-RPC leaves free
 _IDLE_S = 2.0  # servers close idle connections after five seconds and more
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _OVERLOADED = (429, -32005, -32029)  # JSON-RPC errors that pass
@@ -45,6 +50,50 @@ class Refusal:
 
 class _TroubleError(Exception):
     """One try that failed; another may succeed."""
+
+
+class _TooLongError(Exception):
+    """An answer that is too long to be read."""
+
+
+class _Bounded(RawIOBase):
+    """What comes from a socket until a deadline, and no more than an answer may have.
+
+    With headers, and with all that http.client reads on its own: it takes interim answers, say, for ever.
+    """
+
+    def __init__(self, connection: socket, deadline_s: float) -> None:
+        self._connection = connection
+        self._raw = connection.makefile("rb", buffering=0)
+        self._deadline_s = deadline_s
+        self._left = _MOST_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left_s)
+        count = self._raw.readinto(buffer)
+        self._left -= count or 0
+        if self._left < 0:
+            raise _TooLongError
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(HTTPResponse):
+    """An answer that is read until a deadline."""
+
+    def __init__(self, deadline_s: float, connection: socket, method: str | None = None) -> None:
+        super().__init__(connection, method=method)
+        self.fp.close()
+        self.fp = BufferedReader(_Bounded(connection, deadline_s))
 
 
 def pause_s(tries: int) -> float:
@@ -133,10 +182,12 @@ class Node(JSONBaseProvider):
         """Turn what results of another form than expected lead to into a LedgerError."""
         try:
             yield
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             if isinstance(error, ConfigError):
                 raise
-            raise LedgerError(f"the node at {self.name} answers what cannot be read: {error!r}") from error
+            raise LedgerError(
+                f"the node at {self.name} answers what cannot be read: {error!r:.{_SHOWN}}"
+            ) from error
 
     def make_request(self, method: RPCEndpoint, params: Json) -> RPCResponse:
         """One call for web3.py."""
@@ -181,6 +232,9 @@ class Node(JSONBaseProvider):
             body = Web3.to_json(requests if len(calls) > 1 else requests[0])  # type: ignore[arg-type]
             try:
                 status, raw = self._post(body.encode())
+            except _TooLongError:
+                what = f"the answer has more than {_MOST_BYTES:,} bytes"
+                return [Refusal(_TOO_LONG, what)] * len(calls)
             except TimeoutError:
                 raise _TroubleError(f"nothing within {self._timeout_s:g} s") from None
             except OSError as error:
@@ -210,14 +264,15 @@ class Node(JSONBaseProvider):
             kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
             connection = kind(cast(str, self._parts.hostname), self._parts.port, timeout=self._timeout_s)
         try:
+            if connection.sock is not None:
+                connection.sock.settimeout(self._timeout_s)
             deadline_s = time.monotonic() + self._timeout_s
+            connection.response_class = partial(_Answer, deadline_s)  # type: ignore[assignment]
             connection.request("POST", self._target, body, self._headers)
             response = connection.getresponse()
             chunks = []
             while chunk := response.read1(1 << 20):
                 chunks.append(chunk)
-                if time.monotonic() > deadline_s:  # an answer that trickles
-                    raise TimeoutError
             if response.length:
                 raise IncompleteRead(b"", response.length)
             response.read()  # notes that it is at its end, so that the connection can be used again
@@ -273,9 +328,9 @@ def _parts(calls: Sequence[Call]) -> Iterator[list[Call]]:
 
 def _read_answers(raw: bytes, numbers: Sequence[int]) -> list[Json] | None:
     """Results and refusals in the order of the request's numbers; None if that is not what was answered."""
-    with suppress(ValueError, RecursionError, KeyError, TypeError):
+    with suppress(ValueError, RecursionError, KeyError, TypeError, AttributeError, OverflowError):
         found = json.loads(raw)
-        if isinstance(found, dict) and "error" in found and found.get("id") in (None, *numbers):
+        if isinstance(found, dict) and found.get("error") is not None and found.get("id") in (None, *numbers):
             return [_refusal(found["error"])] * len(numbers)  # one for all
         found = [found] if isinstance(found, dict) else found
         answers = {each["id"]: each for each in found}

@@ -1,10 +1,12 @@
 """Private keys in a folder of encrypted files, the keystore format (version 3) of Ethereum's wallets."""
 
 import json
+import math
 import os
 import secrets
 import threading
 from pathlib import Path
+from typing import Any
 
 from coincurve.utils import GROUP_ORDER_INT
 
@@ -21,6 +23,8 @@ from flower_bfl.chain_adapter.base import Sender
 from flower_bfl.errors import ConfigError
 
 _KEY_BYTES = 32
+_MOST_ROUNDS = 10_000_000  # of PBKDF2; files that are made here take a million
+_MOST_BLOCKS = 2**22  # n·r·p of scrypt, 128 bytes each: twice what wallets take
 
 
 class KeyFolder:
@@ -75,10 +79,11 @@ class KeyFolder:
         except FileNotFoundError:
             raise ConfigError(f"key file {path} is missing; `create=True` makes new keys") from None
         try:
-            keystore = json.loads(text)
+            keystore = _lowered(json.loads(text))
             if keystore["version"] != 3:
                 raise ValueError
-        except (ValueError, TypeError, KeyError, RecursionError):
+            _check_cost(keystore["crypto"])
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise ConfigError(f"key file {path} must be a keystore of version 3") from None
         try:
             key = bytes(Account.decrypt(keystore, self._password))
@@ -107,3 +112,23 @@ class KeyFolder:
         finally:
             temporary.unlink(missing_ok=True)
         return key
+
+
+def _lowered(value: Any) -> Any:
+    """As decrypting reads it, which does not tell capital letters in names."""
+    return (
+        {name.lower(): _lowered(each) for name, each in value.items()} if isinstance(value, dict) else value
+    )
+
+
+def _check_cost(crypto: Any) -> None:
+    """Raise ValueError where decrypting would take minutes, or more memory than there is."""
+    params = crypto["kdfparams"]
+    if crypto["kdf"] == "pbkdf2":
+        cost, most = [params["c"]], _MOST_ROUNDS
+    else:
+        cost, most = [params[name] for name in "nrp"], _MOST_BLOCKS
+    if any(type(each) is not int or each < 1 for each in cost) or math.prod(cost) > most:
+        raise ValueError(f"too costly: {cost}")
+    if params["dklen"] != _KEY_BYTES:
+        raise ValueError(f"a derived key has {_KEY_BYTES} bytes, got {params['dklen']!r}")

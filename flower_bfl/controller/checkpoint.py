@@ -6,6 +6,7 @@ in one step: whatever happens while writing, the folder holds the policy before 
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -26,6 +27,7 @@ from flower_bfl.network import NetworkConfig
 
 _FORMAT = "flower-bfl policy 1"
 _NAME = "policy.json"
+_LARGEST = 1e9  # of a weight
 _PREFIX = "policy."  # of the policy's own weights; what else there is, is its learner's
 
 
@@ -46,7 +48,10 @@ class Checkpoint:
     @property
     def policy(self) -> Policy:
         """The policy itself; raises ConfigError if its weights are not of its architecture."""
-        return make_policy(self.architecture, self.weights)
+        _check_numbers(self.weights)
+        policy = make_policy(self.architecture, self.weights)
+        _check_layers(self)
+        return policy
 
     def check_fit(self, network: NetworkConfig) -> None:
         """Raise ConfigError unless the policy can decide in this network.
@@ -63,6 +68,37 @@ class Checkpoint:
                     f"`network` must be what the policy was trained for, where {name} is "
                     f"{trained.get(name)!r}, got {asked.get(name)!r}"
                 )
+
+
+def _check_numbers(weights: Weights) -> None:
+    for name, each in weights.items():
+        if each.dtype.kind != "f" or not (np.abs(each) <= _LARGEST).all():
+            raise ConfigError(f"`weights` must be numbers of at most {_LARGEST:g}, got others in {name}")
+        if name.endswith(".weight") and each.ndim != 2:
+            raise ConfigError(f"`weights` must be matrices, got {name} of shape {each.shape}")
+
+
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """Raise ConfigError unless each layer takes what the one before gives, the last what is used."""
+    weights, shared = checkpoint.weights, checkpoint.architecture == "shared"
+    wanted: dict[str, tuple[int, ...]] = {"log_std": (4,)}
+    for name in ("pair",) if shared else ("choose", "allocate"):
+        for layer in (0, 2, 4):
+            rows = len(weights[f"{name}.{layer}.weight"])
+            wanted[f"{name}.{layer}.bias"] = (rows,)
+            if layer < 4:
+                wanted[f"{name}.{layer + 2}.weight"] = (len(weights[f"{name}.{layer + 2}.weight"]), rows)
+    if shared:
+        wanted |= {"own": (2,), "pair.4.bias": (3,)}
+    else:
+        wanted["allocate.4.bias"] = (4 * checkpoint.network.devices,)
+        wanted["allocate.0.weight"] = (
+            len(weights["allocate.0.weight"]),
+            weights["choose.0.weight"].shape[1],
+        )
+    for name, shape in wanted.items():
+        if weights[name].shape != shape:
+            raise ConfigError(f"`weights` must have {name} of shape {shape}, got {weights[name].shape}")
 
 
 def _kind(network: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,10 +184,11 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     """
     path = Path(folder) / _NAME
     try:
-        about = json.loads(path.read_bytes())
+        about = json.loads(_content(path), parse_float=_finite, parse_constant=_finite)
         if about["format"] != _FORMAT:
             raise ConfigError(f"`format` must be {_FORMAT!r}, got {about['format']!r} in {path}")
         _check_version(about, path)
+        _check_kinds(about)
         tensors = _read_tensors(
             path.with_name(Path(about["weights"]["file"]).name), about["weights"]["sha256"]
         )
@@ -172,8 +209,36 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
         raise TrainingError(f"there is no policy to be read in {path.parent} ({error})") from error
     except FlowerBFLError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise TrainingError(f"{path} is not a policy as flower-bfl writes it ({error!r})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise TrainingError(f"{path} is not a policy as flower-bfl writes it ({error!r:.300})") from error
+
+
+def _content(path: Path) -> bytes:
+    """Of a regular file: a device or a pipe may have no end."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a regular file")
+    return path.read_bytes()
+
+
+def _finite(text: str) -> float:
+    """A number; raises ValueError for NaN and infinity, which are not written either."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"numbers must be finite, got {text:.40}")
+    return value
+
+
+def _check_kinds(about: Mapping[str, Any]) -> None:
+    """Raise ValueError for a value that is not of its kind."""
+    steps, curve = about["steps"], about["curve"]
+    kinds = {"architecture": str, "training": dict, "code_version": str, "curve": list}
+    for name, kind in kinds.items():
+        if not isinstance(about[name], kind):
+            raise ValueError(f"{name} must be {kind.__name__}, got {about[name]!r:.80}")
+    if type(steps) is not int or not 0 <= steps < 2**63:
+        raise ValueError(f"steps must be a whole number, got {steps!r:.80}")
+    for row in curve:
+        if not isinstance(row, dict) or any(type(each) not in (int, float) for each in row.values()):
+            raise ValueError(f"curve must have rows of numbers, got {row!r:.80}")
 
 
 def _check_version(about: Mapping[str, Any], path: Path) -> None:
@@ -186,7 +251,7 @@ def _check_version(about: Mapping[str, Any], path: Path) -> None:
 
 
 def _read_tensors(path: Path, digest: str) -> dict[str, NDArray[Any]]:
-    data = path.read_bytes()
+    data = _content(path)
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
         raise TrainingError(f"{path} is damaged: its SHA-256 must be {digest}, got {found}")

@@ -22,6 +22,8 @@ Name = Literal["digits", "fashion-mnist", "svhn"]
 
 FOLDER_VARIABLE = "FLOWER_BFL_DATA"
 
+_MOST_BYTES = 1 << 32  # of a file of one's own, once it is unpacked
+
 _DOWNLOAD_TIMEOUT_S = 20.0
 
 _DOWNLOAD_ERRORS = (OSError, RuntimeError, HTTPException, EOFError)
@@ -80,6 +82,9 @@ def load_file(path: Path) -> Dataset:
     names = ("train_images", "train_labels", "test_images", "test_labels")
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            size = sum(file.zip.getinfo(f"{name}.npy").file_size for name in names)
+            if size > _MOST_BYTES:
+                raise ValueError(f"unpacked it has {size:,} bytes, and may have {_MOST_BYTES:,}")
             arrays = {name: file[name] for name in names}
     # As with SVHN's: which error numpy raises depends on the byte that is damaged.
     except Exception as error:

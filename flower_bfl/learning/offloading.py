@@ -58,8 +58,7 @@ def offloadable(
 
         @app.train("edge")
         def on_edge(message: Message, context: Context) -> Message:
-            record = message.content.array_records[DATA_RECORD]
-            union = {name: array.numpy() for name, array in record.items()}
+            union = _union(message)
             del message.content[DATA_RECORD]  # so that the message is as any other
             return train(message, context, union)
 
@@ -156,6 +155,16 @@ def _number(message: Message, name: str) -> int:
     if not found or not isinstance(found[0], int):
         raise ReplyError(f"a message must have the whole number {name!r}, got {found}")
     return found[0]
+
+
+def _union(message: Message) -> dict[str, NDArray[np.generic]]:
+    """The data that come with a message; raises ReplyError if there are none."""
+    if (record := message.content.array_records.get(DATA_RECORD)) is None:
+        raise ReplyError(f"a message to an edge server must hold the arrays {DATA_RECORD!r}")
+    try:
+        return {name: np.asarray(array.numpy()) for name, array in record.items()}
+    except Exception as error:  # whatever numpy makes of a stranger's bytes
+        raise ReplyError(f"arrays must be readable as numpy arrays: {error!r:.200}") from error
 
 
 def _size(samples: Data) -> int:

@@ -1,5 +1,6 @@
 """A ClientApp whose updates are signed with a key that never leaves the client."""
 
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from typing import cast
@@ -38,7 +39,8 @@ def sign_updates(
     weighted_by_key
         the metric that holds D_y, as in the server's strategy.
 
-    Raises ReplyError, which the server sees as a failed client, if the metric is missing.
+    Raises ReplyError, which the server sees as a failed client, if the metric is missing, or if the server
+    asks for what cannot be signed.
     """
 
     def mod(message: Message, context: Context, call_next: ClientCall) -> Message:
@@ -51,19 +53,25 @@ def sign_updates(
             return reply
         from flower_bfl.chain_adapter.signing import address, sign  # loads Ethereum
 
-        server_round = int(_number(request, "server-round"))
+        server_round, domain = _whole(request, "server-round"), _domain(request)
         if message.metadata.message_type == OFFLOAD:
-            arrays, step = _arrays(reply), int(_number(request, "edge-server"))
+            arrays, step = _arrays(reply), _whole(request, "edge-server")
             kind, payload = Kind.DATA, DataSet.of(arrays).encode(server_round, step)
         else:
             metrics = next(iter(reply.content.metric_records.values()), MetricRecord())
             samples, steps = _number(metrics, weighted_by_key), int(_number(metrics, "num-steps", 1))
             learning_rate = float(_number(request, "ledger-learning-rate"))
-            gradient = Gradient.between(sent, _arrays(reply), float(samples), steps, learning_rate)
+            if not 0 < learning_rate < float("inf"):
+                raise ReplyError(f"a learning rate must be positive and finite, got {learning_rate}")
+            trained = _arrays(reply)
+            if {name: one.shape for name, one in trained.items()} != {
+                n: one.shape for n, one in sent.items()
+            }:
+                raise ReplyError("an update to be signed must have the arrays of the model that it came from")
+            gradient = Gradient.between(sent, trained, float(samples), steps, learning_rate)
             kind, step = Kind.GRADIENT, 0
             payload = gradient.encode(server_round, model_digest(server_round - 1, sent))
         key = private_key(context) if callable(private_key) else private_key or own_key(context)
-        domain = int(_number(request, "ledger-chain-id")), bytes.fromhex(str(request["ledger-contract"]))
         signature = sign(key, domain, kind, server_round, step, digest(payload))
         reply.content[OWN_RECORD] = ConfigRecord({SIGNATURE_KEY: signature, ADDRESS_KEY: address(key)})
         return reply
@@ -96,6 +104,24 @@ def _number(record: Mapping[str, object], name: str, default: int | None = None)
     return value
 
 
+def _whole(record: Mapping[str, object], name: str) -> int:
+    value = record.get(name)
+    if type(value) is not int or not 0 <= value < 2**32:
+        raise ReplyError(f"an update to be signed must have the whole number {name!r}, got {value!r:.80}")
+    return value
+
+
+def _domain(request: Mapping[str, object]) -> tuple[int, bytes]:
+    """Chain id and contract address, as the server says."""
+    chain_id, contract = request.get("ledger-chain-id"), str(request["ledger-contract"])
+    if type(chain_id) is not int or chain_id < 0 or not re.fullmatch("[0-9a-f]{40}", contract):
+        raise ReplyError(f"no ledger to sign for: chain {chain_id!r:.40}, contract {contract!r:.80}")
+    return chain_id, bytes.fromhex(contract)
+
+
 def _arrays(message: Message) -> dict[str, NDArray[np.generic]]:
     record: ArrayRecord = next(iter(message.content.array_records.values()), ArrayRecord())
-    return {name: array.numpy() for name, array in record.items()}
+    try:
+        return {name: np.asarray(array.numpy()) for name, array in record.items()}
+    except Exception as error:  # whatever numpy makes of a stranger's bytes
+        raise ReplyError(f"arrays must be readable as numpy arrays: {error!r:.200}") from error

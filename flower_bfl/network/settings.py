@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flower_bfl.config import check_whole_number
-from flower_bfl.errors import ConfigError, InfeasibleError
+from flower_bfl.errors import ConfigError, FlowerBFLError, InfeasibleError
 
 Objective = Literal["sum", "makespan"]
 Sharing = Literal["shared", "per_device"]
@@ -22,6 +22,7 @@ MiningTotal = Literal["sum", "fastest", "race"]
 Range = tuple[float, float]
 Array = NDArray[np.float64]
 
+_LONGEST = 1 << 15  # bytes of a file: tomllib takes time by the square of a key
 _LARGEST = sys.float_info.max
 _DECIBELS = 1000.0  # either way, so that no power and no noise is 0 or infinite as a float
 _TOLERANCE = 1e-9  # relative, for sums of floats
@@ -146,7 +147,7 @@ class NetworkConfig:
         for name, part in _PARTS.items():
             if not isinstance(getattr(self, name), part):
                 raise ConfigError(f"`{name}` must be a {part.__name__}, got {getattr(self, name)!r}")
-        needed, budget = self.devices * self.blocks.hash_rate[0], self.blocks.total_hash_rate
+        needed, budget = self.devices * float(self.blocks.hash_rate[0]), float(self.blocks.total_hash_rate)
         if needed > budget * (1 + _TOLERANCE):
             raise InfeasibleError(
                 f"(28g): {self.devices} devices take at least {needed:.4g} hashes/s, "
@@ -211,10 +212,15 @@ class NetworkConfig:
             ConfigError: the file cannot be read, is no TOML, has an unknown name or breaks a rule.
         """
         try:
-            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            with Path(path).open("rb") as file:
+                text = file.read(_LONGEST + 1)
+            if len(text) > _LONGEST:
+                raise ValueError(f"longer than {_LONGEST} bytes")
+            return cls.from_dict(tomllib.loads(text.decode()))
+        except FlowerBFLError:
+            raise
+        except (OSError, ValueError, RecursionError) as error:  # also a number of 5,000 digits
             raise ConfigError(f"`path` must be a readable TOML file, got {path} ({error})") from error
-        return cls.from_dict(table)
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Self:

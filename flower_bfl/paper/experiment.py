@@ -3,6 +3,7 @@
 Each is a TOML file in the folder experiments. Its tables are the dataclasses below.
 """
 
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -16,6 +17,8 @@ from flower_bfl.errors import ConfigError
 
 Value = bool | int | float | str
 Settings = Mapping[str, Value]
+
+_MOST_RUNS = 10_000  # of an experiment
 
 FOLDER = Path(__file__).parent / "experiments"
 
@@ -173,6 +176,15 @@ def parsed(name: str, content: Mapping[str, Any]) -> Experiment:
         ConfigError: a table has an entry that there is not, or lacks one; a setting in which some runs differ
             is not set for the others; a run is there twice; or a version varies what no grid does.
     """
+    try:
+        return _parsed(name, content)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"`content` of {name} must have tables of settings: {error!r:.300}") from error
+
+
+def _parsed(name: str, content: Mapping[str, Any]) -> Experiment:
     tables = dict(content)
     experiment: Experiment = _made(
         Experiment,
@@ -197,6 +209,9 @@ def parsed(name: str, content: Mapping[str, Any]) -> Experiment:
 
 
 def _check_runs(experiment: Experiment) -> None:
+    runs = sum(math.prod(map(len, grid.vary.values())) for grid in experiment.grids)
+    if runs > _MOST_RUNS:
+        raise ConfigError(f"`grid` of {experiment.name} must give at most {_MOST_RUNS} runs, got {runs}")
     seen: set[tuple[Value, ...]] = set()
     for settings in experiment.runs():
         for each in experiment.varied:

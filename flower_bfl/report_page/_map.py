@@ -78,7 +78,10 @@ class Positions:
 def read_positions(folder: Path) -> Positions | None:
     """What `network.json` in the run folder says; None if there is none that can be used."""
     try:
-        told = json.loads((folder / "network.json").read_text(encoding="utf-8"))
+        file = folder / "network.json"
+        if file.is_symlink() or not file.is_file():
+            return None  # such as a pipe, which nobody may ever write to
+        told = json.loads(file.read_text(encoding="utf-8"))
         servers, devices = (
             tuple((float(x), float(y)) for x, y in told[key]) for key in ("edge_servers_m", "devices_m")
         )

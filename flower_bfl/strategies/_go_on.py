@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable
+from contextlib import suppress
 from logging import INFO
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
@@ -40,9 +41,9 @@ def go_on(
             (report.evaluate, result.evaluate_metrics_serverapp),
         )
         for metrics, kept in told:
-            known = {name: value for name, value in metrics.items() if value is not None}
-            if known:
-                kept[report.round] = MetricRecord(known)  # type: ignore[arg-type]  # as they were one
+            with suppress(TypeError, ValueError):  # what somebody else wrote there is no metric
+                if known := {name: value for name, value in metrics.items() if value is not None}:
+                    kept[report.round] = MetricRecord(known)  # type: ignore[arg-type]
 
     def evaluate(server_round: int) -> None:
         metrics = None if evaluate_fn is None else evaluate_fn(server_round, arrays)

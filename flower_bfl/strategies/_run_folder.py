@@ -32,6 +32,8 @@ class RunFolder:
         The line of that round may be missing; raises RunFolderError if one before it is, or cannot be read.
         """
         with self._writing():
+            if self._rounds.is_symlink() or not self._rounds.is_file():
+                raise RunFolderError(f"{self._rounds} must be a file")
             lines = self._rounds.read_bytes().splitlines(keepends=True)
         reports = [self._read(k, line) for k, line in enumerate(lines[: last + 1]) if line.endswith(b"\n")]
         if len(reports) < last:
@@ -65,7 +67,10 @@ class RunFolder:
         try:
             report = RoundReport.from_json(json.loads(line))
             if report.round != k:
-                raise ValueError(f"it is of round {report.round}")
+                raise ValueError(f"it is of round {report.round!r:.40}")
+            metrics = (report.train, report.evaluate, report.evaluate_devices)
+            if not all(isinstance(each, dict) for each in metrics):
+                raise ValueError("its metrics must have names")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RunFolderError(f"line {k + 1} of {self._rounds} must be round {k}'s: {error}") from error
         return report

@@ -97,7 +97,10 @@ class Standing:
         )
 
     def _one(self, kind: Kind) -> Entry:
-        return [entry for entry in self.last if entry.kind is kind][-1]
+        found = [entry for entry in self.last if entry.kind is kind]
+        if not found:
+            raise LedgerError(f"round {self.round} of the ledger must have a {kind.name} entry, got none")
+        return found[-1]
 
     def _read(self, entry: Entry) -> None:
         if entry.kind is Kind.RULES:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -78,18 +77,6 @@ def test_whatever_a_power_cut_takes_of_the_log_a_whole_chain_is_left(tmp_path):
         left.close()
         assert list(EvmLedger(to).entries()) == [entry for k in range(heights[-1] + 1) for entry in phase(k)]
     assert heights == [0, 0, 1, 2, 3, 4, 2, 2]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 2 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("only root can mount a small disk")
-    yield place
-    subprocess.run(["umount", place], check=True)
 
 
 def test_a_full_disk_ends_a_phase_and_not_the_chain(small_disk):

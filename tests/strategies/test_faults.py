@@ -35,6 +35,7 @@ from flower_bfl import (
     Outage,
 )
 from flower_bfl.audit import audit
+from flower_bfl.errors import LedgerError, RunFolderError
 from flower_bfl.types import EDGE, OFFLOAD, REPORT
 
 ROUNDS = 4
@@ -293,3 +294,28 @@ def test_a_partitioned_edge_network_goes_on(tmp_path, cut):
     assert agreed == {True, False}
     assert all(each.samples == strategy.reports[1].samples for each in strategy.reports[1:])
     assert parts > 1
+
+
+# -- the disk ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", [60_000, 150_000, 300_000, 500_000])
+def test_a_run_on_a_full_disk_ends_with_an_error_and_goes_on_when_there_is_room(small_disk, tmp_path, room):
+    """Whatever there was no room for: the chain, a payload, a line of rounds.jsonl, the model."""
+
+    def run(folder, **own):
+        ledger = EvmLedger(folder / "chain", payloads="digest")
+        strategy = ConsensusBFL(edge_servers=3, p2p_rounds=2, ledger=ledger, run_folder=folder, **QUIET | own)
+        try:
+            return values(strategy.start(Federation(DEVICES), initial(), ROUNDS).arrays)
+        finally:
+            ledger.close()
+
+    model = run(tmp_path / "roomy")
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(2 * 2**20 - room))
+    with pytest.raises((LedgerError, RunFolderError), match=r"No space left on device|disk is full|disk I/O"):
+        run(small_disk / "run")
+    ballast.unlink()
+    assert same(run(small_disk / "run", resume=True), model)
+    assert audit(small_disk / "run").finding is None
