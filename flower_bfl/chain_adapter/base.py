@@ -5,8 +5,8 @@ leader's global model. A phase is a list of entries recorded together, in one bl
 global models form a chain of their own, the BFL blocks of the paper's Fig. 2, each sealed by its miner.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from hashlib import sha256
 from typing import Protocol
@@ -82,6 +82,16 @@ class Receipt:
     stored_bytes: int  # payload bytes that went to the payload store
 
 
+@dataclass(frozen=True)
+class Recent:
+    """The end of a run."""
+
+    height: int  # BFL blocks, which is also the round that is open
+    rules: bytes = b""  # payload of RULES; empty: there are none
+    entries: tuple[Entry, ...] = ()  # of the last finished round and of the open one, in order
+    quarantined_until: Mapping[int, int] = field(default_factory=dict)  # by edge server that ever was
+
+
 Keys = Callable[[Sender], bytes]
 """Private key (32 bytes) of a sender."""
 
@@ -116,6 +126,12 @@ class Ledger(Protocol):
 
     def entries(self) -> Iterator[Entry]:
         """Every entry in recorded order, payloads checked against their digests (PayloadError if not)."""
+
+    def recent(self) -> Recent:
+        """The end of the run, in a time that does not grow with it; entries are checked as by `entries`."""
+
+    def account(self, sender: Sender) -> bytes:
+        """Address (20 bytes) of a sender; empty if it has none."""
 
     def close(self) -> None:
         """Flush and release files; a closed ledger can be opened again."""

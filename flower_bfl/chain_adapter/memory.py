@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from hashlib import sha256
 
 from flower_bfl.chain_adapter._rules import RuleBook, check_bounds, check_same_rules, parties
-from flower_bfl.chain_adapter.base import Entry, Keys, Receipt, Role, Sender, digest
+from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Receipt, Recent, Role, Sender, digest
 from flower_bfl.config import ContractRules
 from flower_bfl.errors import LedgerError, PayloadError
 
@@ -77,6 +77,18 @@ class MemoryLedger:
                     f"payload of {entry.sender} must have digest {expected.hex()}, found {found.hex()}"
                 )
             yield entry
+
+    def recent(self) -> Recent:
+        """The end of the run."""
+        with self._lock:
+            height, until = self._book.height, dict(self._book.quarantined_until)
+            last = [each for each, _ in self._entries if each.round >= height - 1]
+            rules = next((each.payload for each, _ in self._entries if each.kind is Kind.RULES), b"")
+        return Recent(height, rules, tuple(last), until)
+
+    def account(self, sender: Sender) -> bytes:
+        """Nobody has an address here."""
+        return b""
 
     def close(self) -> None:
         """Stop recording until the next `open`; what was recorded stays."""

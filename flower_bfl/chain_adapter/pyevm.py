@@ -14,12 +14,13 @@ from flower_bfl.chain_adapter import _contract
 from flower_bfl.chain_adapter._accounts import CHAIN_ID, Account, contract_of, read_transaction
 from flower_bfl.chain_adapter._chain import GUARD, Block, BlockBuilder, EvmChain
 from flower_bfl.chain_adapter._contract import PIECE_BYTES
+from flower_bfl.chain_adapter._end import ContractState, read_end
 from flower_bfl.chain_adapter._phase import OPERATOR, PhaseWriter
 from flower_bfl.chain_adapter._reader import EntryReader, Recorded
 from flower_bfl.chain_adapter._rules import EPOCH_S, check_bounds, check_same_rules, find_nonce, parties
 from flower_bfl.chain_adapter._sqlite import ChainDatabase
 from flower_bfl.chain_adapter._whole_file import TOTALS, check_whole_file, totals
-from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Receipt, Role, Sender
+from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Receipt, Recent, Role, Sender
 from flower_bfl.chain_adapter.store import Payloads, PayloadStore
 from flower_bfl.config import ContractRules
 from flower_bfl.errors import ConfigError, LedgerError
@@ -292,6 +293,25 @@ class EvmLedger:
                 found=reader.book.head.hex(),
             )
 
+    def recent(self) -> Recent:
+        """The end of the run: the last blocks, and for what was before them the contract's own state.
+
+        Blocks must be linked and sealed by the operator, transactions signed, payloads be what their digests
+        say; raises LedgerError or PayloadError.
+        """
+        with self._lock:
+            if self._where().block_number == 0:
+                return Recent(0)
+            chain = EvmChain(self._connect())
+            return read_end(chain, self._state(chain), self._store, self.rules.edge_servers)
+
+    def account(self, sender: Sender) -> bytes:
+        """Address (20 bytes) of a sender, as the contract has it; empty if it has none."""
+        with self._lock:
+            if self._where().block_number == 0:
+                return b""
+            return self._state(EvmChain(self._connect())).address(sender)
+
     def check_file(self, progress: Callable[[int, int], object] = lambda block, last: None) -> None:
         """Check that the chain's file is sound, and holds what the chain implies and nothing unknown.
 
@@ -385,6 +405,9 @@ class EvmLedger:
             transactions=transactions,
             gas=gas,
         )
+
+    def _state(self, chain: EvmChain) -> ContractState:
+        return ContractState(chain, self._where().contract)
 
     def _account(self, sender: Sender) -> Account:
         if sender not in self._accounts:

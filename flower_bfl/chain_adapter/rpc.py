@@ -38,7 +38,7 @@ from flower_bfl.chain_adapter._rpc_node import Node
 from flower_bfl.chain_adapter._rpc_outbox import Outbox, Outgoing, in_blocks, known
 from flower_bfl.chain_adapter._rpc_phase import Phase, PhasePlanner, name_of
 from flower_bfl.chain_adapter._rules import check_same_rules
-from flower_bfl.chain_adapter.base import Entry, Keys, Receipt, Sender
+from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Receipt, Recent, Sender
 from flower_bfl.chain_adapter.store import Payloads, PayloadStore
 from flower_bfl.config import ContractRules
 from flower_bfl.errors import ConfigError, LedgerError, RejectedError
@@ -253,6 +253,23 @@ class RpcLedger:
                 where = self._find()
             if where is not None:
                 yield from read_recorded(self._node, where, self._store)
+
+    def recent(self) -> Recent:
+        """The end of the run; to know where the contract stands, all of its transactions are read."""
+        follower = self._follow()
+        if follower is None:
+            return Recent(0)
+        height, entries, rules = follower.book.height, [], b""
+        for entry in self.entries():
+            rules = entry.payload if entry.kind is Kind.RULES else rules
+            if entry.round >= height - 1:
+                entries.append(entry)
+        return Recent(height, rules, tuple(entries), dict(follower.book.quarantined_until))
+
+    def account(self, sender: Sender) -> bytes:
+        """Address (20 bytes) of a sender, as the contract has it; empty if it has none."""
+        follower = self._follow()
+        return b"" if follower is None else follower.accounts.get(sender, b"")
 
     def close(self) -> None:
         """Close the connection until the next use."""

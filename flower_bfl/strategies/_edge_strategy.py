@@ -239,7 +239,7 @@ class EdgeStrategy(FedAvg):
     def _restore(self, standing: Standing) -> None:
         """Go back to where a run stood."""
         check_arrays(self.layout, standing.model)
-        self._signatures.restore(standing.signed, standing.unsigned)
+        self._signatures.go_on()
 
     def _settings(self) -> dict[str, object]:
         return {"Edge servers": self.edge_servers}

@@ -94,8 +94,10 @@ class Journal:
                 "or set `resume` to go on with that one"
             )
         self._recorder.open(self.keys, rules)
-        found = self._standing(rules, opening[0].payload) if self._resume else None
+        found = self._standing(opening[0].payload) if self._resume else None
         if found is not None and found.round >= 0:
+            if found.open:
+                found = self._begun_again(found, opening[0].payload)
             self._go_on(found)
             return found
         there = found is not None and bool(found.rules)
@@ -103,21 +105,24 @@ class Journal:
         self._draft = _Draft(RoundReport(round=0))
         return None
 
-    def _standing(self, rules: ContractRules, wanted: bytes) -> Standing:
-        """What the ledger holds, all of it checked as it is read; its RULES must be the wanted ones."""
+    def _standing(self, wanted: bytes) -> Standing:
+        """Where the ledger ends, checked as it is read; its RULES must be the wanted ones."""
         assert self.ledger is not None
-        found = Standing.of(self.ledger.entries(), rules)
+        found = Standing.of(self.ledger.recent())
         if found.rules:
             found.check_rules(wanted)
         return found
 
+    def _begun_again(self, found: Standing, wanted: bytes) -> Standing:
+        """Where the run stands once nothing that was recorded of the open round counts."""
+        again = restart_entry(found)
+        logger.log(WARNING, "round %d was broken off: it begins again", again.round)
+        self._recorder.submit([[again]])
+        self._recorder.wait()
+        return self._standing(wanted)  # for its votes do not count either
+
     def _go_on(self, found: Standing) -> None:
-        """Bring ledger and folder to where the last finished round ended."""
-        if found.open:
-            again = restart_entry(found)
-            logger.log(WARNING, "round %d was broken off: it begins again", again.round)
-            self._recorder.submit([[again]])
-            self._recorder.wait()
+        """Bring the folder to where the last finished round ended."""
         if self._run_folder is not None:
             self.reports += self._run_folder.go_on(found.round)
             self._run_folder.save_model(found.model_payload)

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Ledger, Role, Sender, digest
+from flower_bfl.chain_adapter.base import Keys, Kind, Ledger, Role, Sender, digest
 from flower_bfl.chain_adapter.records import Gradient, model_digest
 from flower_bfl.errors import ConfigError
 from flower_bfl.strategies._offloading import Offloaded
@@ -38,6 +38,7 @@ class Signatures:
         self._servers = servers
         self._address: dict[int, bytes] = {}  # of each device, once somebody signs
         self._unsigned: set[int] = set()  # devices seen before that
+        self._goes_on = False  # with a run, whose devices the ledger knows
         self._taken: set[bytes] = set()  # by operator and edge servers
 
     def request(self, learning_rate: float) -> dict[str, int | str | float]:
@@ -53,17 +54,9 @@ class Signatures:
             "ledger-learning-rate": learning_rate,
         }
 
-    def restore(self, signed: Mapping[int, Entry], unsigned: Iterable[int]) -> None:
-        """Go on with devices that were there before: an entry of each that signs itself, and the others."""
-        self._unsigned.update(unsigned)
-        for device, entry in signed.items():
-            from flower_bfl.chain_adapter.signing import signer  # loads Ethereum, which few runs need here
-
-            assert self._ledger is not None
-            name = digest(entry.payload)
-            self._address[device] = signer(
-                entry.signature, self._ledger.domain, entry.kind, entry.round, entry.step, name
-            )
+    def go_on(self) -> None:
+        """Devices may have been there before: what the ledger knows of them holds."""
+        self._goes_on = True
 
     def screen(
         self,
@@ -107,9 +100,11 @@ class Signatures:
 
     def _refuse(self, server_round: int, items: Sequence["_Signed"]) -> Iterator[tuple[int, str]]:
         signed = [bool(item.signature) for item in items]
-        if not (self.required or any(signed) or self._address):
+        if not (self.required or any(signed) or self._address or self._goes_on):
             self._unsigned.update(item.device for item in items)
             return  # nobody signs: no need to load Ethereum for that
+        if self._goes_on:
+            self._recall(item.device for item in items)
         for device in self._unsigned:
             self._address.setdefault(device, self._own(Sender(Role.DEVICE, device)))
         for y in sorted(range(len(signed)), key=signed.__getitem__):  # derived keys are spoken for
@@ -131,6 +126,13 @@ class Signatures:
                 yield y, f"must have a key of its own, got {_name(address)} of somebody else"
             else:
                 self._address[item.device] = address
+
+    def _recall(self, devices: Iterable[int]) -> None:
+        """Take in the addresses that the ledger has of devices."""
+        assert self._ledger is not None
+        for device in devices:
+            if device not in self._address and (known := self._ledger.account(Sender(Role.DEVICE, device))):
+                self._address[device] = known
 
     def _reserved(self) -> set[bytes]:
         if not self._taken:

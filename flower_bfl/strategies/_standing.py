@@ -1,9 +1,9 @@
 """Where a run stands, by its ledger: what a strategy needs to go on with it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from flower_bfl.chain_adapter.base import Entry, Kind, Role, Sender, digest
+from flower_bfl.chain_adapter.base import Entry, Kind, Recent, Role, Sender, digest
 from flower_bfl.chain_adapter.records import (
     Gradient,
     NamedArrays,
@@ -12,38 +12,29 @@ from flower_bfl.chain_adapter.records import (
     read_report,
     read_state,
 )
-from flower_bfl.config import ContractRules
 from flower_bfl.errors import ConfigError, LedgerError
 from flower_bfl.strategies._layout import Layout
 from flower_bfl.types import RoundReport
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Standing:
-    """What a run's entries come to. A round counts once its model is sealed.
+    """Where a run stands. A round counts once its model is sealed."""
 
-    Parameters
-    ----------
-    contract : the rules of the ledger's contract.
-    """
-
-    contract: ContractRules
-    rules: bytes = b""  # payload of RULES
-    round: int = -1  # the last that is finished; -1: not even the initial model is there
-    last: Sequence[Entry] = ()  # its entries
-    open: list[Entry] = field(default_factory=list)  # of the round after it, as far as they count
-    restarts: int = 0  # of that round
-    quarantined_until: dict[int, int] = field(default_factory=dict)  # by edge server
-    signed: dict[int, Entry] = field(default_factory=dict)  # by device that signs itself: an entry of its own
-    unsigned: set[int] = field(default_factory=set)  # devices that do not
+    rules: bytes  # payload of RULES; empty: there are none
+    round: int  # the last that is finished; -1: not even the initial model is there
+    last: Sequence[Entry]  # its entries, as far as they count
+    open: Sequence[Entry]  # those of the round after it
+    restarts: int  # of that round
+    quarantined_until: Mapping[int, int]  # by edge server
 
     @classmethod
-    def of(cls, entries: Iterable[Entry], contract: ContractRules) -> "Standing":
-        """The end of a run; memory is that of two rounds."""
-        standing = cls(contract)
-        for entry in entries:
-            standing._read(entry)
-        return standing
+    def of(cls, recent: Recent) -> "Standing":
+        """What the end of a run comes to."""
+        done = recent.height - 1
+        last, _ = _counting(entry for entry in recent.entries if entry.round == done)
+        now, restarts = _counting(entry for entry in recent.entries if entry.round > done)
+        return cls(recent.rules, done, last, now, restarts, recent.quarantined_until)
 
     @property
     def model(self) -> NamedArrays:
@@ -102,34 +93,17 @@ class Standing:
             raise LedgerError(f"round {self.round} of the ledger must have a {kind.name} entry, got none")
         return found[-1]
 
-    def _read(self, entry: Entry) -> None:
-        if entry.kind is Kind.RULES:
-            self.rules = entry.payload
-        elif entry.kind is Kind.RESTART:
-            self.open, self.restarts = [], entry.step
-        else:
-            self.open.append(entry)
-        if entry.kind in (Kind.GRADIENT, Kind.DATA) and entry.sender.role is Role.DEVICE:
-            if entry.signature:
-                self.signed[entry.sender.index] = entry
-            else:
-                self.unsigned.add(entry.sender.index)
-        mined = entry.round > 0 and self.contract.difficulty_bits > 0
-        if entry.kind is (Kind.SEAL if mined else Kind.MODEL):
-            self._close()
 
-    def _close(self) -> None:
-        """The open round is finished."""
-        self.round += 1
-        votes: dict[int, set[Sender]] = {}
-        for entry in self.open:
-            if entry.kind is not Kind.VOTE:
-                continue
-            voters = votes.setdefault(entry.step, set())
-            voters.add(entry.sender)
-            if 2 * len(voters) > self.contract.edge_servers - 1:
-                self.quarantined_until[entry.step] = self.round + self.contract.quarantine_rounds + 1
-        self.last, self.open, self.restarts = self.open, [], 0
+def _counting(entries: Iterable[Entry]) -> tuple[list[Entry], int]:
+    """The entries of a round that count, and how often it began again."""
+    counting: list[Entry] = []
+    restarts = 0
+    for entry in entries:
+        if entry.kind is Kind.RESTART:
+            counting, restarts = [], entry.step
+        else:
+            counting.append(entry)
+    return counting, restarts
 
 
 def restart_entry(standing: Standing) -> Entry:

@@ -199,7 +199,7 @@ class OnLedger(Strategy):
         self._standing = self._journal.begin(ContractRules(1, _SERVER, bits), opening)
         if self._standing is not None:
             check_arrays(self._layout, self._standing.model)
-            self._signatures.restore(self._standing.signed, self._standing.unsigned)
+            self._signatures.go_on()
             restore(self.strategy, self._standing.state)
 
     def _receive(

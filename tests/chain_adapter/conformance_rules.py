@@ -18,12 +18,15 @@ from makers import (
     model,
     payload,
     restart,
+    run_of,
     seal,
     server,
     vote,
 )
 
 from flower_bfl.chain_adapter import Entry, Kind, Ledger, Sender
+from flower_bfl.chain_adapter.base import Recent
+from flower_bfl.chain_adapter.signing import address
 from flower_bfl.config import ContractRules
 from flower_bfl.errors import LedgerError, RejectedError
 
@@ -224,6 +227,50 @@ class RulesConformance:
         refuses(ledger, gradient(1, server(2)), "ServerQuarantined (until 4)")
         ledger.record([restart(1, 1)])
         refuses(ledger, gradient(1, server(2)), "ServerQuarantined (until 3)")
+
+    # ---- the end of a run
+
+    @pytest.mark.parametrize("mined", [False, True])
+    def test_the_end_of_a_run_is_what_all_of_it_comes_to(self, opened, mined):
+        """Whatever was recorded last, with and without a round that began again."""
+        ledger = opened(MINED if mined else None)
+        assert ledger.recent() == Recent(0)
+        phases = run_of(3, mined=mined)
+        rules = phases[0][0].payload
+        recorded: list[Entry] = []
+        for phase in [*phases[:6], [restart(2, 1)], *phases[5:]]:
+            ledger.record(phase)
+            recorded += phase
+            sealed = Kind.SEAL if mined else Kind.MODEL
+            height = sum(entry.kind is (sealed if entry.round else Kind.MODEL) for entry in recorded)
+            end = tuple(entry for entry in recorded if entry.round >= height - 1)
+            assert ledger.recent() == Recent(height, rules, end)
+        assert list(ledger.entries()) == recorded
+
+    def test_rules_that_come_late_are_found(self, ledger):
+        late = Entry(Kind.RULES, 1, OPERATOR, b"rules", step=3)
+        ledger.record([model(0), late, model(1), model(2), gradient(3, device(0))])
+        assert ledger.recent() == Recent(3, b"rules", (model(2), gradient(3, device(0))))
+
+    def test_the_end_of_a_run_says_who_is_barred(self, opened):
+        ledger = opened(ContractRules(edge_servers=3, quarantine_rounds=1))
+        ledger.record([model(0), vote(1, 0, 2), vote(1, 1, 2), vote(1, 0, 1)])
+        assert ledger.recent().quarantined_until == {2: 3}
+        ledger.record([restart(1, 1)])
+        assert ledger.recent().quarantined_until == {}
+        ledger.record([vote(1, 0, 1), vote(1, 2, 1)])
+        ledger.record([model(1, next_leader(ledger, 1, 3)), model(2, next_leader(ledger, 2, 3))][:1])
+        assert ledger.recent().quarantined_until == {1: 3}
+
+    def test_accounts_have_addresses(self, ledger):
+        if not self.takes_signatures:
+            assert ledger.account(device(0)) == b""
+            return
+        assert ledger.account(device(0)) == b""
+        ledger.record([gradient(0, device(0))])
+        assert ledger.account(device(0)) == address(KEYS(device(0)))
+        assert ledger.account(OPERATOR) == address(KEYS(OPERATOR))
+        assert ledger.account(device(1)) == ledger.account(server(0)) == b""
 
     # ---- the rules of a run
 

@@ -58,6 +58,7 @@ from flower_bfl.chain_adapter._rpc_log import (
 )
 from flower_bfl.chain_adapter._rpc_node import Node
 from flower_bfl.chain_adapter._rpc_outbox import Outbox, Outgoing
+from flower_bfl.chain_adapter.base import Recent
 from flower_bfl.chain_adapter.encoding import decode, digest, encode
 from flower_bfl.chain_adapter.records import (
     DataSet,
@@ -1063,8 +1064,7 @@ def standing(data: FuzzedData) -> None:
         payload = data.one_of(_payloads())
         payload = data.mutated(payload) if data.whole(1) else payload
         entries.append(Entry(kind, 1, of.get(kind, OPERATOR), payload, data.whole(4)))
-    rules = ContractRules(edge_servers=3, difficulty_bits=data.whole(1))
-    found = Standing.of(entries, rules)
+    found = Standing.of(Recent(data.whole(3), _payloads()[3], tuple(entries)))
     found.check_rules(_payloads()[3])
     check_arrays(Layout.of(MODEL), found.model)
     found.report(bytes(32))
