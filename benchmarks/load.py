@@ -374,8 +374,8 @@ def predicted(setting: Setting, reports: Sequence[RoundReport] = ()) -> Size:
     # The contract's creation, the registration of the devices, and that of the servers.
     transactions = 3 + len(sizes) + len(pieces)
     # By digest; calldata at 40.2 gas a byte where it is more than some hundred bytes.
-    gas = 2_286_851 + 83_600 * (setting.devices + edge_servers(setting))
-    gas += 54_850 * (transactions - 3 - 2 * setting.rounds) + (81_470 + 110_170) * setting.rounds
+    gas = 2_292_375 + 83_600 * (setting.devices + edge_servers(setting))
+    gas += 52_733 * (transactions - 3 - 2 * setting.rounds) + (80_434 + 110_169) * setting.rounds
     gas += sum(40.2 * size - 33_850 for size in [*pieces, *(s for s in inline if s <= PIECE)] if size > 1000)
     return Size(transactions, sum(inline), sum(sizes) - sum(inline), gas, file_bytes(setting))
 

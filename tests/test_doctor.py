@@ -126,7 +126,8 @@ def wrong(found: dict[str, Finding]) -> set[str]:
 
 
 def one_payload(run: Path) -> Path:
-    return min((run / "chain" / "payloads").iterdir())
+    """The last model."""
+    return payload_of(run, -1)
 
 
 def payload_of(run: Path, server_round: int) -> Path:
@@ -218,6 +219,9 @@ HEX = "ab" * 32
 DAMAGES = {
     "payload missing": Damage(
         lambda run: one_payload(run).unlink(), "payloads", "wrong", ", 1 missing", "1 payload is"
+    ),
+    "old payload missing": Damage(
+        lambda run: payload_of(run, 1).unlink(), "payloads", "wrong", "cannot be proved, but go on"
     ),
     "payload changed": Damage(
         lambda run: one_payload(run).write_bytes(b"x"), "payloads", "wrong", ", 1 changed", "1 payload is"

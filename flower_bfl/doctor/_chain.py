@@ -21,6 +21,7 @@ class Chain:
     bad: dict[str, str] = field(default_factory=dict)  # file, what is wrong with it
     unasked: list[str] = field(default_factory=list)  # names in the payload folder to which nothing refers
     damage: str = ""  # where reading ended
+    end: str = ""  # what is wrong where the run would go on
 
     @property
     def last(self) -> int:
@@ -48,7 +49,20 @@ def read_chain(folder: Path) -> Chain:
     finally:
         ledger.close()
     chain.payloads, chain.bad, chain.unasked = len(store.asked), store.bad, store.unasked()
+    chain.end = _wrong_at_the_end(folder)
     return chain
+
+
+def _wrong_at_the_end(folder: Path) -> str:
+    """What would keep a run from going on: it reads its last finished round, and the open one."""
+    ledger = EvmLedger(folder, store=AuditedStore(folder / "payloads"), read_only=True)
+    try:
+        ledger.recent()
+    except LedgerError as error:
+        return str(error)
+    finally:
+        ledger.close()
+    return ""
 
 
 def _wrong_with(rules: bytes) -> str:

@@ -111,7 +111,8 @@ def check_payloads(seen: Seen) -> Iterator[Finding]:
     if chain is None:
         return
     if chain.bad:
-        seen.blockers.append(count(len(chain.bad), "payload is", "payloads are") + " missing or changed")
+        told_of = count(len(chain.bad), "payload is", "payloads are") + " missing or changed"
+        seen.blockers += [told_of] if chain.end else []
         kinds = Counter(found.partition(":")[0] for found in chain.bad.values())
         told = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
         files = [f"{PAYLOADS}/{name}  # {found}" for name, found in list(chain.bad.items())[:_LISTED]]
@@ -120,7 +121,8 @@ def check_payloads(seen: Seen) -> Iterator[Finding]:
         yield Finding(
             "payloads",
             "wrong",
-            f"of {chain.payloads} that the chain names, {told}: the run cannot be proved, nor go on",
+            f"of {chain.payloads} that the chain names, {told}: the run cannot be proved"
+            + (", nor go on" if chain.end else ", but go on"),
             "\n".join(["restore them from a backup; the name is the SHA-256 of what a file holds:", *files]),
         )
     else:
