@@ -62,7 +62,7 @@ class RunAudit:
             self._round.models.append(at)
         elif kind is not Kind.SEAL and self.run is not None and self.run.consensus is not None:
             self._keep(at)
-        self._in_round += 1
+        self._in_round += kind is not Kind.RULES  # which stay
         if at.bfl_hash:
             self._close()
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from flower_bfl.chain_adapter import _contract
-from flower_bfl.chain_adapter._accounts import CHAIN_ID, ReadTransaction, read_transaction
+from flower_bfl.chain_adapter._accounts import CHAIN_ID, ReadTransaction, contract_of, read_transaction
 from flower_bfl.chain_adapter._chain import Block, EvmChain
 from flower_bfl.chain_adapter._contract import Call
 from flower_bfl.chain_adapter._reader import EntryReader, Recorded
@@ -94,6 +94,8 @@ def read_end(chain: EvmChain, state: ContractState, store: Payloads, servers: in
     """
     height = state.height
     first, operator = max(height - 1, 0), state.address(_OPERATOR)
+    if contract_of(operator) != state.contract:  # else whoever writes its state could say who seals it
+        raise LedgerError(f"the operator must be who made the contract 0x{state.contract.hex()}")
     blocks: list[Block] = []
     for block in _backwards(chain, operator):
         blocks.insert(0, block)

@@ -128,10 +128,13 @@ class Ledger(Protocol):
         """Every entry in recorded order, payloads checked against their digests (PayloadError if not)."""
 
     def recent(self) -> Recent:
-        """The end of the run, in a time that does not grow with it; entries are checked as by `entries`."""
+        """The end of the run; its entries are checked as by `entries`, without those before them."""
 
     def account(self, sender: Sender) -> bytes:
         """Address (20 bytes) of a sender; empty if it has none."""
+
+    def holder(self, account: bytes) -> Sender | None:
+        """Whose address (20 bytes) it is, if it is registered."""
 
     def close(self) -> None:
         """Flush and release files; a closed ledger can be opened again."""

@@ -90,6 +90,10 @@ class MemoryLedger:
         """Nobody has an address here."""
         return b""
 
+    def holder(self, account: bytes) -> Sender | None:
+        """Nobody has an address here."""
+        return None
+
     def close(self) -> None:
         """Stop recording until the next `open`; what was recorded stays."""
         self._ready = False

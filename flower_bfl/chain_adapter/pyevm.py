@@ -312,6 +312,13 @@ class EvmLedger:
                 return b""
             return self._state(EvmChain(self._connect())).address(sender)
 
+    def holder(self, account: bytes) -> Sender | None:
+        """Whose address (20 bytes) it is, if the contract has it."""
+        with self._lock:
+            if self._where().block_number == 0:
+                return None
+            return self._state(EvmChain(self._connect())).sender(account)
+
     def check_file(self, progress: Callable[[int, int], object] = lambda block, last: None) -> None:
         """Check that the chain's file is sound, and holds what the chain implies and nothing unknown.
 

@@ -271,6 +271,12 @@ class RpcLedger:
         follower = self._follow()
         return b"" if follower is None else follower.accounts.get(sender, b"")
 
+    def holder(self, account: bytes) -> Sender | None:
+        """Whose address (20 bytes) it is, if the contract has it."""
+        follower = self._follow()
+        registered = {} if follower is None else follower.accounts
+        return next((sender for sender, own in registered.items() if own == account), None)
+
     def close(self) -> None:
         """Close the connection until the next use."""
         with self._lock:

@@ -77,6 +77,7 @@ class PayloadStore:
         self.folder = None if folder is None else Path(folder)
         self._fsync = fsync
         self._written: list[Path] = []  # since the last flush
+        self._flushed = False  # ever
         self._memory: dict[bytes, bytes] = {}
 
     def __contains__(self, digest: bytes) -> bool:
@@ -99,15 +100,18 @@ class PayloadStore:
 
     def flush(self) -> None:
         """Wait until the disk has what was written; side by side, which takes a tenth of one by one."""
-        written, self._written = self._written, []
-        if self.folder is None or not written or not self._fsync:
-            return
-        try:
-            with ThreadPoolExecutor(min(_FLUSHERS, len(written))) as pool:
-                list(pool.map(_flush, written))
-            _flush(self.folder)
-        except OSError as error:
-            raise LedgerError(f"payload folder {self.folder} cannot be written: {error}") from error
+        written = list(self._written)
+        if self.folder is not None and written and self._fsync:
+            try:
+                with ThreadPoolExecutor(min(_FLUSHERS, len(written))) as pool:
+                    list(pool.map(_flush, written))
+                _flush(self.folder)
+                if not self._flushed:
+                    _flush(self.folder.parent)  # which has the name of a new folder
+            except OSError as error:
+                raise LedgerError(f"payload folder {self.folder} cannot be written: {error}") from error
+            self._flushed = True
+        self._written.clear()
 
     def read(self, digest: bytes) -> bytes:
         """The payload with this digest; raises PayloadError if it is missing or not what it should be."""

@@ -121,6 +121,7 @@ class Controlled:
         self.name = type(controller).__name__
         self._expected = network.devices + edge_servers
         self._gathered = False  # whether a round began before
+        self._goes_on = False  # with a run that was broken off
         self._planner = Planner(controller, network, seed)
         self._roll_call = RollCall(edge_servers, key, timeout_s)
         self._link = DataLink(most_bytes, key, timeout_s, screen_data)
@@ -137,14 +138,17 @@ class Controlled:
 
     def memory(self) -> dict[str, NDArray[Any]]:
         """What is needed to go on with the next round, by name."""
-        return self._planner.memory() | {"clock-s": np.array(self.clock_s)}
+        own = {"clock-s": np.array(self.clock_s), "schemas": self._link.memory()}
+        return self._planner.memory() | own
 
     def restore(self, memory: Mapping[str, NDArray[Any]], server_round: int) -> None:
         """Go on from what `memory` gave after a round; raises PayloadError."""
         try:
             self._planner.restore(memory, server_round)
             self.clock_s = float(memory["clock-s"])
-        except (KeyError, TypeError, ValueError) as error:
+            self._link.restore(memory["schemas"])
+            self._goes_on = True
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise PayloadError(f"a STATE payload must be of a network: {error!r}") from error
 
     def gather(
@@ -162,7 +166,7 @@ class Controlled:
         devices = wait(call, needed) if first else call()
         if len(devices) >= needed:
             return devices
-        if first:
+        if first and not self._goes_on:
             why = "".join(f"; {one.who}: {one.reason}" for one in self._fleet.left_out[:1])
             raise ConfigError(
                 f"`{argument}` must be at most the number of devices that report, "

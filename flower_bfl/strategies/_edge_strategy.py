@@ -118,12 +118,12 @@ class EdgeStrategy(FedAvg):
         """
         if self._layout is not None:
             raise ConfigError("a strategy must run once, got a second `start`: make a new one for a new run")
-        self._expect(num_rounds)
-        self._begin(initial_arrays)
         noting = None
         if evaluate_fn is not None:
             noting = self._journal.noting(partial(self._evaluate_centrally, evaluate_fn))
         try:
+            self._expect(num_rounds)
+            self._begin(initial_arrays)
             if self._standing is None:
                 return super().start(
                     grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, noting
@@ -150,6 +150,11 @@ class EdgeStrategy(FedAvg):
     ) -> Iterable[Message]:
         """FedAvg's sample of nodes; raises ConfigError if too few connect in time."""
         self._begin(arrays)
+        if self._standing is not None and server_round <= self._standing.round:
+            raise ConfigError(
+                f"`server_round` must be at least {self._standing.round + 1}, with which the run goes on, "
+                f"got {server_round}"
+            )
         self._model = {name: as_numpy(array) for name, array in arrays.items()}
         nodes = self._gather(server_round, config, grid)
         messages: list[Message] = []
@@ -367,7 +372,8 @@ class EdgeStrategy(FedAvg):
             self._restore(self._standing)
 
     def _anyone_trained(self) -> bool:
-        return any(report.devices for report in self.reports)
+        went_on = self._standing is not None and self._standing.round > 0
+        return went_on or any(report.devices for report in self.reports)
 
     def _check_enough(self, argument: str, needed: int, nodes: Sequence[int]) -> None:
         if len(nodes) < needed:

@@ -100,6 +100,8 @@ class Journal:
                 found = self._begun_again(found, opening[0].payload)
             self._go_on(found)
             return found
+        if self._run_folder is not None:
+            self._run_folder.check_new()
         there = found is not None and bool(found.rules)
         self._recorder.submit([opening[1:] if there else opening])
         self._draft = _Draft(RoundReport(round=0))
@@ -176,6 +178,8 @@ class Journal:
             self.finish()
         finally:
             self._recorder.close()
+            if self._run_folder is not None:
+                self._run_folder.close()
 
 
 def warn(server_round: int, left_out: Iterable[LeftOut]) -> None:

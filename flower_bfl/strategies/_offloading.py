@@ -1,9 +1,11 @@
 """Data on their way: devices' data sets fetched for their edge servers, which train on the union (4)."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import WARNING
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -76,6 +78,21 @@ class DataLink:
         self._screen = screen
         self._schemas: dict[int, Schema] = {}  # by device
 
+    def memory(self) -> NDArray[np.uint8]:
+        """What is needed to go on with the next round: JSON, as bytes."""
+        told = {
+            device: [(name, dtype.str, shape) for name, dtype, shape in schema]
+            for device, schema in sorted(self._schemas.items())
+        }
+        return np.frombuffer(json.dumps(told).encode(), np.uint8)
+
+    def restore(self, memory: NDArray[Any]) -> None:
+        """Go on from what `memory` gave; raises ValueError or TypeError for anything else."""
+        told = json.loads(memory.tobytes())
+        if not isinstance(told, dict):
+            raise ValueError("schemas must be by device")
+        self._schemas = {int(device): tuple(map(_column, rows)) for device, rows in told.items()}
+
     def fetch(
         self,
         server_round: int,
@@ -145,6 +162,11 @@ class DataLink:
             for device, one in sets.items()
             if one.schema != usual
         }
+
+
+def _column(told: Any) -> tuple[str, np.dtype[np.generic], tuple[int, ...]]:
+    name, dtype, shape = told
+    return str(name), np.dtype(str(dtype)), tuple(map(int, shape))
 
 
 def edge_message(like: Message, node: int, sets: Mapping[int, Offloaded]) -> Message:

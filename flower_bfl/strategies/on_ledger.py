@@ -26,7 +26,7 @@ from flower_bfl.strategies._journal import (
     state_entry,
 )
 from flower_bfl.strategies._layout import Layout
-from flower_bfl.strategies._memory import changed, memory_of, restore
+from flower_bfl.strategies._memory import Memory
 from flower_bfl.strategies._miners import miners, seal
 from flower_bfl.strategies._replies import Asked, as_numpy, as_record, contribution, screen
 from flower_bfl.strategies._roster import Roster, Trained
@@ -79,7 +79,7 @@ class OnLedger(Strategy):
         self._roster = Roster(servers=1)
         self._layout: Layout | None = None
         self._standing: Standing | None = None  # of the run that this one goes on with
-        self._at_first = memory_of(strategy)
+        self._memory = Memory(strategy)
         self._model: NamedArrays = {}  # w_k, as it was sent
         self._asked = self._asked_to_evaluate = Asked()
         self._sent_at = 0.0
@@ -102,9 +102,9 @@ class OnLedger(Strategy):
         """Flower's loop of rounds; returns when the last round's blocks are part of the chain."""
         if self._layout is not None:
             raise ConfigError("a strategy must run once, got a second `start`: make a new one for a new run")
-        self._begin(initial_arrays)
         noting = None if evaluate_fn is None else self._journal.noting(evaluate_fn)
         try:
+            self._begin(initial_arrays)
             if self._standing is None:
                 return super().start(
                     grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, noting
@@ -127,6 +127,7 @@ class OnLedger(Strategy):
         """The strategy's messages, with what clients need to sign their updates."""
         self._begin(arrays)
         self._model = {name: as_numpy(array) for name, array in arrays.items()}
+        self._layout = Layout.of(self._model)  # a mean of whole numbers is none
         asking = ConfigRecord({**config, **self._signatures.request(1.0)})
         messages = list(self.strategy.configure_train(server_round, arrays, asking, grid))
         self._asked = Asked(messages)
@@ -198,9 +199,9 @@ class OnLedger(Strategy):
         ]
         self._standing = self._journal.begin(ContractRules(1, _SERVER, bits), opening)
         if self._standing is not None:
-            check_arrays(self._layout, self._standing.model)
+            check_arrays(self._layout, self._standing.model, shapes=False)
             self._signatures.go_on()
-            restore(self.strategy, self._standing.state)
+            self._memory.restore(self._standing.state)
 
     def _receive(
         self, server_round: int, replies: list[Message]
@@ -237,8 +238,8 @@ class OnLedger(Strategy):
         closing = [Entry(Kind.MODEL, k, Sender(Role.SERVER, _SERVER), payload)]
         if report.left_out:
             closing.insert(0, Entry(Kind.REPORT, k, OPERATOR, report_payload(k, report.left_out, ())))
-        if memory := changed(memory_of(self.strategy), self._at_first):
-            closing.insert(0, state_entry(k, memory))
+        if kept := self._memory.changed():
+            closing.insert(0, state_entry(k, kept))
         if self.mining is not None:
             size = len(trained.devices) + len(closing)
             won = seal(k, self.mining, miners(trained), _SERVER, size, self.seed)

@@ -97,7 +97,7 @@ from flower_bfl.strategies._controlled import Controlled
 from flower_bfl.strategies._fleet import RollCall
 from flower_bfl.strategies._go_on import go_on
 from flower_bfl.strategies._layout import Layout
-from flower_bfl.strategies._memory import memory_of, restore
+from flower_bfl.strategies._memory import Memory
 from flower_bfl.strategies._offloading import DataLink
 from flower_bfl.strategies._replies import as_numpy, averaged, contribution, evaluation, screen
 from flower_bfl.strategies._roster import Roster
@@ -1021,9 +1021,12 @@ def lines_to_go_on_with(data: FuzzedData) -> None:
 
 def _states() -> list[dict[str, Any]]:
     momentum = FedAdam()
+    memory = Memory(momentum)
     momentum.m_t = momentum.v_t = {"w": np.ones(3)}
     network = {"rounds": np.array(2), "spent-j": np.zeros(5), "energy-slack-j": np.ones(5)}
-    return [memory_of(momentum), network, {"SERVER 1 3": np.ones(3, np.float32)}]
+    schemas = np.frombuffer(b'{"1": [["x", "<f4", [4]]]}', np.uint8)
+    network |= {"clock-s": np.array(0.5), "schemas": schemas}
+    return [memory.changed(), network, {"SERVER 1 3": np.ones(3, np.float32)}]
 
 
 @structured(_nothing, PayloadError)
@@ -1039,7 +1042,7 @@ def state(data: FuzzedData) -> None:
             kept[data.mutated(name.encode()).decode("latin1") if data.whole(1) else name] = data.one_of(odd)
     kept = read_state(state_payload(3, kept))
     if place == 0:
-        restore(FedAdam(), kept)
+        Memory(FedAdam()).restore(kept)
     elif place == 1:
         _planner().restore(kept, 3)
     else:

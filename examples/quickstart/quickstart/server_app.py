@@ -83,7 +83,9 @@ def keep_settings(config: dict[str, Any], folder: Path) -> None:
     if not config["resume"]:
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            file.write_text(json.dumps(own | {"num-server-rounds": config["num-server-rounds"]}, indent=1))
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps(own | {"num-server-rounds": config["num-server-rounds"]}, indent=1))
+            part.replace(file)
         return
     left = json.loads(file.read_text()) if file.exists() else {}
     for name, value in own.items():
