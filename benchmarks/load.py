@@ -9,6 +9,7 @@ copies of the ledger as it was after those rounds are gone on with, up to the ne
 """
 
 import argparse
+import json
 import logging
 import os
 import resource
@@ -293,8 +294,10 @@ def opening_sizes(setting: Setting) -> list[int]:
     return [encoded_bytes(rules, mixing), encoded_bytes({"round": 0}, model(setting))]
 
 
-def round_sizes(setting: Setting, k: int, report: RoundReport | None = None) -> list[int]:
-    """Bytes of a round's payloads, the seal's too, which has none.
+def round_sizes(
+    setting: Setting, k: int, report: RoundReport | None = None, senders: Iterable[int] = ()
+) -> list[int]:
+    """Bytes of a round's payloads, the seal's too, which has none; `senders` are those of any data so far.
 
     Who sends data where, and who accuses whom, is the report's; without one, nobody does.
     """
@@ -342,7 +345,9 @@ def round_sizes(setting: Setting, k: int, report: RoundReport | None = None) -> 
         consensus(summed, range(first, first + setting.steps + 1), first)
     if setting.variant == "offloading":
         numbers, each = ("F64", (), 8), ("F64", (setting.devices,), 8 * setting.devices)
+        seen = len(json.dumps({device: [["x", "|u1", [4]]] for device in senders}))
         network = {"rounds": ("I64", (), 8), "spent-j": each, "energy-slack-j": each, "clock-s": numbers}
+        network |= {"schemas": ("U8", (seen,), seen)}
         sizes.append(
             encoded_bytes({"round": k}, {f"network/{name}": array for name, array in network.items()})
         )
@@ -365,7 +370,8 @@ def predicted(setting: Setting, reports: Sequence[RoundReport] = ()) -> Size:
     """What a run's ledger comes to; `reports`, from round 0 on, where it depends on decisions and lies."""
     sizes = opening_sizes(setting)
     for k in range(1, setting.rounds + 1):
-        sizes += round_sizes(setting, k, reports[k] if reports else None)
+        seen = {n for report in reports[: k + 1] for devices in report.server_data for n in devices}
+        sizes += round_sizes(setting, k, reports[k] if reports else None, seen)
     if setting.variant == "memory":  # no chain, no accounts, and all payloads count as stored
         return Size(len(sizes), 0, sum(sizes))
     whole = setting.variant == "full"

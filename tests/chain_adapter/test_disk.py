@@ -35,7 +35,7 @@ def test_the_disk_has_the_payloads_before_the_chain_refers_to_them(tmp_path, mon
     ledger.record(phase(1))
     files = {file.name for file in (tmp_path / "payloads").iterdir()}
     assert len(files) == 3
-    assert [*sorted(told[:3]), *told[3:]] == [*sorted(files), "payloads", "commit"]
+    assert [*sorted(told[:3]), *told[3:]] == [*sorted(files), "payloads", tmp_path.name, "commit"]
 
 
 @pytest.mark.parametrize(("fsync", "level"), [(True, 2), (False, 1)])

@@ -80,7 +80,7 @@ def server_app(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 def test_a_node_that_is_not_there_is_one_line(server_app: SimpleNamespace, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    config = {"rpc-url": url, "run-folder": str(tmp_path / "run"), "num-server-rounds": ROUNDS}
+    config = {"rpc-url": url, "run-folder": str(tmp_path / "run"), "resume": "", "num-server-rounds": ROUNDS}
     with pytest.raises(LedgerError) as error:
         server_app.main(None, SimpleNamespace(run_id=1, run_config=config))
     assert str(error.value) == (
