@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from flower_bfl.chain_adapter.encoding import encode
+from flower_bfl.chain_adapter.base import encode
 from flower_bfl.errors import PayloadError
 from flower_bfl.strategies._journal import logger
 from flower_bfl.strategies._replies import as_numpy
