@@ -76,6 +76,8 @@ def test_the_chain_in_the_folder_holds_every_update(run):
         Kind.VOTE: 0,
         Kind.SEAL: ROUNDS,
         Kind.DATA: 0,
+        Kind.RESTART: 0,
+        Kind.STATE: 0,
     }
     last = [entry for entry in entries if entry.kind is Kind.MODEL][-1]
     assert (folder / "model.safetensors").read_bytes() == last.payload

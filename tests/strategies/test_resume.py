@@ -231,7 +231,7 @@ def timeless(line):
 def test_the_run_folder_is_as_if_nothing_had_happened(tmp_path):
     """All but wall times, and what the killed server alone knew of its last round."""
     on_disk(tmp_path / "whole")
-    for phase in range(1, 17):
+    for phase in range(1, 17, 3):
         folder = tmp_path / str(phase)
         with pytest.raises(BrokenOffError):
             on_disk(folder, phase=phase)
