@@ -176,6 +176,7 @@ def test_an_edge_server_that_lies_is_voted_out(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_poisoned_data_reach_the_devices(tmp_path):
     """All labels flipped: what is learned is the flipped ones."""
     devices = " ".join(map(str, range(10)))
