@@ -138,9 +138,8 @@ def below(pid: int, name: str) -> int:
     raise AssertionError(f"no {name} below {pid}")
 
 
-@pytest.mark.parametrize(
-    ("strategy", "signed"), [("fedadam", True), pytest.param("krum", False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "signed"), [("fedadam", True), ("krum", False)])
 def test_flowers_own_strategies_on_the_ledger(tmp_path, strategy, signed):
     """In a real run, with devices that sign with keys of their own or with derived ones."""
     sign = str(signed).lower()

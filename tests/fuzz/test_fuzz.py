@@ -68,7 +68,7 @@ MEGABYTE = 1 << 20
 def test_valid_input_and_what_becomes_of_it(name):
     target = TARGETS[name]
 
-    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(st.binary(max_size=120))
     def run(data):
         target.run(data)
