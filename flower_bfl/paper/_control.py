@@ -37,7 +37,6 @@ _NETWORK: dict[str, Callable[[NetworkConfig, Any], NetworkConfig]] = {
 
 
 _NEEDED: Final = ("algorithm", "states", "steps")
-_OTHER: Final = ("seed", "sweep")  # the latter only tells apart which setting a grid varies
 
 
 def check_settings(settings: Settings, *needed: str) -> None:
@@ -45,7 +44,7 @@ def check_settings(settings: Settings, *needed: str) -> None:
     for name in (*_NEEDED, *needed):
         if name not in settings:
             raise ConfigError(f"`settings` must have {name}, got {', '.join(settings)}")
-    known = (*_NEEDED, *needed, *_NETWORK, *_OTHER)
+    known = (*_NEEDED, *needed, *_NETWORK, "seed")
     for name in settings:
         if name not in known:
             raise ConfigError(f"`settings` may have {', '.join(known)}, got {name!r}")

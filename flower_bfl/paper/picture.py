@@ -112,7 +112,8 @@ def _fit_to_means(axis: "Axes", panel: Panel) -> None:
     means = np.concatenate([*lines, np.zeros(0)])
     if means.size and "y" not in panel.log:
         margin = 0.15 * (np.ptp(means) or abs(means[0]) or 1.0)
-        axis.set_ylim(means.min() - margin, means.max() + margin)
+        low = means.min() - margin
+        axis.set_ylim(max(low, 0.0) if means.min() >= 0 else low, means.max() + margin)
 
 
 def curve(runs: Sequence[Run], panel: Panel) -> Curve:

@@ -60,7 +60,6 @@ TABLE_IV = NetworkConfig(devices=4)
         ({"max-power-dbm": 20.0}, replace(TABLE_IV, radio=replace(TABLE_IV.radio, power_dbm=(10.0, 20.0)))),
         ({"max-power-dbm": 5.0}, replace(TABLE_IV, radio=replace(TABLE_IV.radio, power_dbm=(5.0, 5.0)))),
         ({"hash-budget-ths": 2.0}, replace(TABLE_IV, blocks=replace(TABLE_IV.blocks, total_hash_rate=2e12))),
-        ({"sweep": "devices"}, TABLE_IV),
         (
             {"p2p-rounds": 5, "bandwidth-mhz": 20.0, "max-power-dbm": 30.0, "hash-budget-ths": 20.0},
             TABLE_IV,  # the paper's, as figures 9 and 10 write them down
