@@ -139,7 +139,7 @@ class RoundReport:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> "RoundReport":
-        """What `as_json` was made of; raises ValueError, TypeError or KeyError for anything else."""
+        """What `as_json` was made of; TypeError or KeyError for other fields. Values are not checked."""
         costs = {each.name for each in fields(LedgerCost)} - {"seconds"}
         cost = LedgerCost(seconds=line["chain_seconds"], **{name: line[name] for name in costs})
         told = {name: value for name, value in line.items() if name not in costs | {"chain_seconds"}}

@@ -1,8 +1,10 @@
 """The example apps on Flower's deployment runtime; one node loses its power in round 2."""
 
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ import pytest
 from deployment import Deployment, deployed
 
 from flower_bfl import _flwr_run
+from flower_bfl._processes import family
 from flower_bfl.audit import audit
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -109,6 +112,39 @@ def test_a_project_that_only_changed_its_strategy_survives_it_too():
         report = audit(folder)
     assert report.finding is None and report.checked.models_recomputed == 3
     assert report.checked.gradients == 4 + 3 + 3
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_goes_on_on_the_same_nodes(tmp_path):
+    """kill -9 of the ServerApp's process; with the models of a run of which nothing died, bit for bit."""
+    folder, whole, rounds = tmp_path / "run", tmp_path / "whole", 3
+    settings = {"devices": 4, "num-server-rounds": rounds}
+    with deployed(devices(4)) as deployment:
+        until = time.monotonic() + LIMIT_S
+        process = deployment.run(EXAMPLES / "quickstart", settings | {"run-folder": str(folder)})
+        while process.poll() is None and len(lines_of(folder)) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        os.kill(server_app_of(deployment), signal.SIGKILL)
+        assert deployment.outcome(process, until - time.monotonic()) != 0
+        assert len(lines_of(folder)) <= rounds
+        process = deployment.run(EXAMPLES / "quickstart", settings | {"resume": str(folder)})
+        assert deployment.outcome(process, until - time.monotonic()) == 0, deployment.log("run")[-4000:]
+    assert [line["round"] for line in lines_of(folder)] == list(range(rounds + 1))
+    words = ["examples/quickstart", "--nodes", "4", "--run-folder", whole]
+    words += ["--run-config", f"num-server-rounds={rounds}"]
+    command = [sys.executable, "-m", "flower_bfl.cli", "run", *words]
+    subprocess.run(command, cwd=EXAMPLES.parent, check=True, capture_output=True, timeout=280)
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert audit(folder).head == audit(whole).head
+
+
+def server_app_of(deployment: Deployment) -> int:
+    """The process that runs the ServerApp."""
+    for process in family(deployment.marker, set()):
+        words = Path(f"/proc/{process.pid}/cmdline").read_bytes().replace(b"\0", b" ")
+        if b"flwr-serverapp" in words:
+            return process.pid
+    raise AssertionError("no ServerApp")
 
 
 def test_the_pages_commands_have_options_that_exist(tmp_path):

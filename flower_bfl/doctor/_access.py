@@ -1,14 +1,14 @@
 """Checks of a run folder's files: links, permissions, who else has them open, room for more."""
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
+from fcntl import LOCK_NB, LOCK_SH, flock
 from pathlib import Path
 
 from flower_bfl.doctor._findings import Finding
 from flower_bfl.doctor._machine import free_bytes, size_in_words
-from flower_bfl.doctor._seen import CHAIN, FILES, FOLDERS, NODE, PAYLOADS, ROUNDS, Seen, entries, quoted, some
+from flower_bfl.doctor._seen import CHAIN, FILES, FOLDERS, NODE, ROUNDS, Seen, entries, quoted, some
 
 _AMPLE_ROUNDS = 10
 
@@ -34,21 +34,16 @@ def check_folder(seen: Seen) -> Iterator[Finding]:
 
 
 def check_links(seen: Seen) -> Iterator[Finding]:
-    """Links, which neither the audit nor the payload store follows."""
-    names = [name for name in (*FILES, *FOLDERS[1:]) if (seen.folder / name).is_symlink()]
-    names += [f"{PAYLOADS}/{path.name}" for path in entries(seen.folder / PAYLOADS) if path.is_symlink()]
-    if not names:
+    """Links, pipes and the like, which neither the audit nor a run that goes on follows."""
+    inside = [path for name in FOLDERS for path in entries(seen.folder / name)]
+    odd = [each for each in inside if each.is_symlink() or not (each.is_file() or each.is_dir())]
+    if not odd:
         yield Finding("links", "ok", "none")
         return
-    own = os.path.realpath(seen.folder)
-    out = [name for name in names if not Path(os.path.realpath(seen.folder / name)).is_relative_to(own)]
-    payloads = [name for name in names if name.startswith(f"{PAYLOADS}/")]
-    bad = list(dict.fromkeys([*out, *payloads]))
-    if bad:
-        to_do = "put the file itself where the link is: the audit and the ledger follow none"
-        yield Finding("links", "wrong", some(bad, "is a link", "are links"), to_do)
-    else:
-        yield Finding("links", "note", some(names, "is a link", "are links") + " within the folder")
+    seen.blockers.append("there are links in it")
+    names = [str(path.relative_to(seen.folder)) for path in odd]
+    to_do = "put the file itself there: the audit and a run that goes on do not follow"
+    yield Finding("links", "wrong", some(names, "is a link or no file", "are links or no files"), to_do)
 
 
 def check_permissions(seen: Seen) -> Iterator[Finding]:
@@ -79,16 +74,17 @@ def check_permissions(seen: Seen) -> Iterator[Finding]:
 
 
 def check_in_use(seen: Seen) -> Iterator[Finding]:
-    """Whether the run goes on right now."""
-    path = seen.folder / CHAIN
-    if not path.is_file():
-        return
-    seen.writers = _writers(path)
-    if seen.writers:
-        told = f"{', '.join(seen.writers)} has the chain open to write: the run goes on right now"
-        yield Finding("in use", "note", told)
+    """Whether the run goes on right now: then its process has locked the folder."""
+    folder = os.open(seen.folder, os.O_RDONLY)
+    try:
+        flock(folder, LOCK_SH | LOCK_NB)
+    except BlockingIOError:
+        seen.in_use = True
+        yield Finding("in use", "note", "a process has locked the folder: the run goes on right now")
     else:
-        yield Finding("in use", "ok", "no process here has the chain open to write")
+        yield Finding("in use", "ok", "no process has locked the folder")
+    finally:
+        os.close(folder)
 
 
 def check_disk(seen: Seen) -> Iterator[Finding]:
@@ -108,22 +104,3 @@ def check_disk(seen: Seen) -> Iterator[Finding]:
         yield Finding("disk", "note", f"{told}: enough for {left} more")
     else:
         yield Finding("disk", "ok", told)
-
-
-def _writers(path: Path) -> list[str]:
-    """Other processes that have a file open to write, by name and number; of this machine and this user."""
-    found = []
-    for files in Path("/proc").glob("[0-9]*/fd"):
-        process = files.parent
-        if process.name == str(os.getpid()):
-            continue
-        with suppress(OSError):  # it has just ended, or is somebody else's
-            for file in files.iterdir():
-                with suppress(OSError):
-                    told = (process / "fdinfo" / file.name).read_text()
-                    flags = re.search(r"^flags:\s*([0-7]+)", told, re.M)
-                    writes = flags is not None and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY
-                    if writes and file.samefile(path):
-                        found.append(f"{(process / 'comm').read_text().strip()} ({process.name})")
-                        break
-    return found

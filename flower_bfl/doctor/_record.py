@@ -74,8 +74,8 @@ def check_chain(seen: Seen) -> Iterator[Finding]:
 
     chain = seen.chain = read_chain(seen.folder / "chain")
     last = chain.last
-    if seen.wal != wal_of(seen.folder) and not seen.writers:
-        seen.writers.append("somebody elsewhere")
+    if seen.wal != wal_of(seen.folder) and not seen.in_use:
+        seen.in_use = True  # without a run folder, or on another machine
         yield Finding("in use", "note", "the chain grows while it is read: the run goes on right now")
     finished = f"round {last} is finished" if last >= 0 else "no round is finished"
     if chain.damage:
@@ -96,7 +96,7 @@ def check_chain(seen: Seen) -> Iterator[Finding]:
             f"{finished}, but its RULES cannot be read: {chain.rules}",
             "use the version that made it",
         )
-    elif chain.open and not seen.writers:
+    elif chain.open and not seen.in_use:
         told = f"{finished}, round {last + 1} was broken off after {count(chain.open, 'entry', 'entries')}"
         yield Finding("chain", "note", told)
     elif chain.open:
@@ -168,7 +168,7 @@ def check_rounds(seen: Seen) -> Iterator[Finding]:
     elif seen.lines is None:
         seen.blockers.append(f"there is no {ROUNDS}")
         yield Finding(ROUNDS, "wrong", "there is none", "restore it from a backup")
-    elif seen.writers:
+    elif seen.in_use:
         yield Finding(ROUNDS, "ok", f"{lines} so far")
     elif chain is None or chain.damage:
         yield Finding(ROUNDS, "note" if torn else "ok", f"{lines}{end}")
@@ -222,7 +222,7 @@ def check_model(seen: Seen) -> Iterator[Finding]:
     mend = "go on with the run, which writes it anew"
     if own.is_file():
         mend = f"it is among the payloads:\ncp {quoted(own)} {quoted(seen.folder / MODEL)}"
-    if seen.writers:
+    if seen.in_use:
         yield Finding(MODEL, "ok", "is kept up to date")
     elif seen.model is None and told < 1:
         yield Finding(MODEL, "note", "there is none yet: it comes with the first round that is reported")
@@ -252,7 +252,7 @@ def check_leftovers(seen: Seen) -> Iterator[Finding]:
         told.append(count(len(temporary), "temporary file", "temporary files"))
     if unasked:
         told.append(count(len(unasked), "payload file", "payload files") + " to which nothing refers")
-    if not told or seen.writers:
+    if not told or seen.in_use:
         yield Finding("leftovers", "ok", "none")
     else:
         example = f", such as {[*temporary, *unasked][0]}"

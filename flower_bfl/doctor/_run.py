@@ -57,7 +57,7 @@ def _audit(seen: Seen) -> Iterator[Finding]:
 
 def _verdict(seen: Seen) -> Iterator[Finding]:
     folder, chain = quoted(seen.folder.resolve()), seen.chain
-    if seen.writers:
+    if seen.in_use:
         yield Finding("verdict", "ok", "the run goes on right now", "look again when it has ended")
     elif seen.blockers:
         told = "the run cannot go on: " + "; ".join(dict.fromkeys(seen.blockers))

@@ -22,7 +22,7 @@ class Seen:
     folder: Path
     lines: list[bytes] | None = None  # of rounds.jsonl
     model: str | None = None  # digest of model.safetensors
-    writers: list[str] = field(default_factory=list)  # processes that have the chain open to write
+    in_use: bool = False  # a process has locked the folder
     wal: tuple[int, int] | None = None
     chain: "Chain | None" = None
     blockers: list[str] = field(default_factory=list)  # why it cannot go on

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 
@@ -50,11 +51,12 @@ class Adversary:
         self._new = {}
         for name, honest in memory.items():
             try:
-                role, index, place = name.split(" ")
+                role, index, where = name.split(" ")
                 who = Sender(Role[role], int(index))
+                place: Any = int(where) if where.isdigit() else where
             except (KeyError, ValueError) as error:
                 raise PayloadError(f"a STATE payload must say whose values, got {name!r:.80}") from error
-            self._new[who, int(place) if place.isdigit() else place] = honest  # type: ignore[index]
+            self._new[who, place] = honest
 
     def servers(self, server_round: int) -> set[int]:
         """Edge servers that are compromised in a round."""

@@ -21,7 +21,7 @@ from flower_bfl.chain_adapter.base import Entry, Role, Sender
 from flower_bfl.config import ContractRules
 from flower_bfl.errors import ConfigError, FlowerBFLError
 from flower_bfl.strategies._adversary import Adversary
-from flower_bfl.strategies._go_on import go_on
+from flower_bfl.strategies._go_on import play
 from flower_bfl.strategies._journal import EvaluateFunction, Journal, logger, warn
 from flower_bfl.strategies._layout import Layout
 from flower_bfl.strategies._recorder import Phases
@@ -30,7 +30,6 @@ from flower_bfl.strategies._replies import (
     Contribution,
     MetricsAggregation,
     as_numpy,
-    as_record,
     averaged,
     contribution,
     evaluation,
@@ -124,14 +123,9 @@ class EdgeStrategy(FedAvg):
         try:
             self._expect(num_rounds)
             self._begin(initial_arrays)
-            if self._standing is None:
-                return super().start(
-                    grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, noting
-                )
-            return go_on(
-                self, grid, as_record(self._standing.model), self._standing.round, num_rounds=num_rounds,
-                timeout=timeout, train_config=train_config, evaluate_config=evaluate_config,
-                evaluate_fn=noting, reports=self.reports,
+            return play(
+                self, self._standing, self.reports, grid, initial_arrays, num_rounds, timeout, train_config,
+                evaluate_config, noting,
             )  # fmt: skip
         finally:
             self._journal.close()

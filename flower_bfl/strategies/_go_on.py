@@ -1,4 +1,4 @@
-"""The rest of a run's rounds: Flower's loop begins with the first, this one where the run stands."""
+"""A run's rounds: Flower's loop begins with the first, the one here where the run stands."""
 
 import io
 from collections.abc import Iterable
@@ -10,26 +10,32 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from flower_bfl.strategies._journal import EvaluateFunction, logger
+from flower_bfl.strategies._replies import as_record
+from flower_bfl.strategies._standing import Standing
 from flower_bfl.types import RoundReport
 
 
-def go_on(
+def play(
     strategy: Strategy,
+    standing: Standing | None,
+    reports: Iterable[RoundReport],
     grid: Grid,
-    arrays: ArrayRecord,
-    done: int,
-    *,
+    initial_arrays: ArrayRecord,
     num_rounds: int,
     timeout: float,
     train_config: ConfigRecord | None,
     evaluate_config: ConfigRecord | None,
     evaluate_fn: EvaluateFunction | None,
-    reports: Iterable[RoundReport],
 ) -> Result:
-    """Rounds `done` + 1 to `num_rounds`, as `Strategy.start` has them; `arrays` is the model after `done`.
+    """The rounds of a run by Flower's own loop, or those that are left of one that goes on.
 
-    The result has the metrics of the earlier rounds as well, as far as their reports do.
+    The result has the metrics of the rounds before as well, as far as `reports` do.
     """
+    if standing is None:
+        return Strategy.start(
+            strategy, grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
+        )
+    done, arrays = standing.round, as_record(standing.model)
     logger.log(INFO, "Going on with round %d of %d", done + 1, num_rounds)
     strategy.summary()
     result = Result()

@@ -122,7 +122,7 @@ class Signatures:
                 yield y, f"its signature must be one of this update by {_name(item.address)}, got another"
             elif address != known:
                 yield y, f"must sign with its first key, {_name(known)}, got {_name(address)}"
-            elif address in others | self._reserved() or self._was_anothers(item.device, address):
+            elif address in others | self._reserved() or self._is_anothers(item.device, address):
                 yield y, f"must have a key of its own, got {_name(address)} of somebody else"
             else:
                 self._address[item.device] = address
@@ -134,9 +134,9 @@ class Signatures:
             if device not in self._address and (known := self._ledger.account(Sender(Role.DEVICE, device))):
                 self._address[device] = known
 
-    def _was_anothers(self, device: int, address: bytes) -> bool:
-        """Whether a key is that of somebody who was there before the run was broken off."""
-        if not self._goes_on or self._ledger is None:
+    def _is_anothers(self, device: int, address: bytes) -> bool:
+        """Whether a key is that of somebody who was there before the run was broken off, and is not now."""
+        if not self._goes_on or self._ledger is None or device in self._address:
             return False
         return self._ledger.holder(address) not in (None, Sender(Role.DEVICE, device))
 

@@ -16,7 +16,7 @@ from flower_bfl.chain_adapter.base import Entry, Keys, Kind, Ledger, Role, Sende
 from flower_bfl.chain_adapter.records import NamedArrays, RunRules, model_payload, report_payload
 from flower_bfl.config import ContractRules, Mining
 from flower_bfl.errors import ConfigError
-from flower_bfl.strategies._go_on import go_on
+from flower_bfl.strategies._go_on import play
 from flower_bfl.strategies._journal import (
     OPERATOR,
     EvaluateFunction,
@@ -28,7 +28,7 @@ from flower_bfl.strategies._journal import (
 from flower_bfl.strategies._layout import Layout
 from flower_bfl.strategies._memory import Memory
 from flower_bfl.strategies._miners import miners, seal
-from flower_bfl.strategies._replies import Asked, as_numpy, as_record, contribution, screen
+from flower_bfl.strategies._replies import Asked, as_numpy, contribution, screen
 from flower_bfl.strategies._roster import Roster, Trained
 from flower_bfl.strategies._signatures import Signatures
 from flower_bfl.strategies._standing import Standing, check_arrays
@@ -105,14 +105,9 @@ class OnLedger(Strategy):
         noting = None if evaluate_fn is None else self._journal.noting(evaluate_fn)
         try:
             self._begin(initial_arrays)
-            if self._standing is None:
-                return super().start(
-                    grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, noting
-                )
-            return go_on(
-                self, grid, as_record(self._standing.model), self._standing.round, num_rounds=num_rounds,
-                timeout=timeout, train_config=train_config, evaluate_config=evaluate_config,
-                evaluate_fn=noting, reports=self.reports,
+            return play(
+                self, self._standing, self.reports, grid, initial_arrays, num_rounds, timeout, train_config,
+                evaluate_config, noting,
             )  # fmt: skip
         finally:
             self._journal.close()

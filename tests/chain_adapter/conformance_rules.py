@@ -264,13 +264,16 @@ class RulesConformance:
 
     def test_accounts_have_addresses(self, ledger):
         if not self.takes_signatures:
-            assert ledger.account(device(0)) == b""
+            assert ledger.account(device(0)) == b"" and ledger.holder(bytes(20)) is None
             return
         assert ledger.account(device(0)) == b""
         ledger.record([gradient(0, device(0))])
         assert ledger.account(device(0)) == address(KEYS(device(0)))
         assert ledger.account(OPERATOR) == address(KEYS(OPERATOR))
         assert ledger.account(device(1)) == ledger.account(server(0)) == b""
+        assert ledger.holder(address(KEYS(device(0)))) == device(0)
+        assert ledger.holder(address(KEYS(OPERATOR))) == OPERATOR
+        assert ledger.holder(address(KEYS(device(1)))) is None
 
     # ---- the rules of a run
 
