@@ -81,8 +81,9 @@ class Results:
         self.runs = runs
 
     def of(self, settings: Settings) -> list[Run]:
-        """The runs with these settings, by seed."""
-        return [run for run in self.runs if run.has(settings)]
+        """The runs with these settings, by seed; of the seeds that have all runs, once one has."""
+        whole = self._whole
+        return [run for run in self.runs if run.has(settings) and (not whole or run.seed in whole)]
 
     @property
     def seconds(self) -> float:
@@ -92,9 +93,13 @@ class Results:
     @property
     def seeds(self) -> int:
         """How many seeds have all runs."""
-        wanted = len(list(self.experiment.runs()))
-        counts = [sum(run.seed == seed for run in self.runs) for seed in {run.seed for run in self.runs}]
-        return sum(count >= wanted for count in counts)
+        return len(self._whole)
+
+    @property
+    def _whole(self) -> set[int]:
+        made = {(run.seed, _name(run.key)) for run in self.runs}
+        wanted = [_name(self._key(settings)) for settings in self.experiment.runs()]
+        return {seed for seed, _ in made if all((seed, name) in made for name in wanted)}
 
     # --- the files ------------------------------------------------------------------------------------------
 

@@ -126,6 +126,16 @@ def test_of_selects_by_setting(tmp_path: Path):
     assert results.seconds == 3.0
 
 
+def test_a_seed_that_lacks_runs_is_left_out_once_another_has_all(tmp_path: Path):
+    """Else a curve would lack points, and a claim be of other seeds than the picture."""
+    keys = [(devices, name) for devices in (3, 5) for name in ("all-local", "greedy")]
+    results = filled(latency(), tmp_path, {key: [1.0, 2.0] for key in keys[:3]})
+    assert results.seeds == 0 and [run.seed for run in results.of({"algorithm": "greedy"})] == [0, 1]
+    results.add({"devices": 5, "algorithm": "greedy", "seed": 1}, [row(total_s=2.0)], 1.0)
+    assert results.seeds == 1 and [run.seed for run in results.of({})] == [1, 1, 1, 1]
+    assert len(results.runs) == 7
+
+
 # --- another experiment in the folder -----------------------------------------------------------------------
 
 
