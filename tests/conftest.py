@@ -1,12 +1,20 @@
 """Shared by all tests: real Flower messages without a running SuperLink, and the command in this process."""
 
+import os
 import subprocess
 import sys
 
+# Before PyTorch is there: two workers with two threads each wait for one another, ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import settings
 
 from flower_bfl import cli
+
+settings.register_profile("without a clock", deadline=None)
+settings.load_profile("without a clock")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -777,7 +777,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> tuple[ContractRules, li
     return toy.ledger.rules, list(toy.ledger.recorded())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=st.data())
 def test_any_payload_is_a_finding_and_never_a_traceback(entries, data):
     rules, recorded = entries
@@ -793,7 +793,7 @@ def test_any_payload_is_a_finding_and_never_a_traceback(entries, data):
         assert (report.finding.block, report.finding.transaction) == (at.block, at.transaction)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=st.data())
 def test_any_calldata_is_an_entry_or_a_ledger_error(data, calls):
     """Of somebody who has the keys of the run, and a chain on which nobody executes anything."""

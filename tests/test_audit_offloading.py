@@ -367,7 +367,7 @@ def altered(recorded: list[Recorded], place: int, **fields: object) -> list[Reco
     return [*recorded[:place], replace(at, entry=replace(at.entry, **fields)), *recorded[place + 1 :]]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_any_other_payload_is_a_finding(entries, data):
     """Of what the data are, and of what edge servers say of them: no change is without a meaning."""
@@ -399,7 +399,7 @@ def only_values_differ(payload: bytes, other: bytes) -> bool:
     return payload[:start] == other[:start]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_other_sender_or_step_is_a_finding(entries, data):
     """What the signatures would tell as well, but that the training has to follow from the entries alone."""

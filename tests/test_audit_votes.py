@@ -408,7 +408,7 @@ def test_votes_that_come_too_late_bar_nobody_in_time():
 # -- whatever a vote says ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_any_vote_makes_a_clean_finding_or_none(data):
     rules, entries = broken_off()

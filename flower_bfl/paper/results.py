@@ -87,8 +87,8 @@ class Results:
 
     @property
     def seconds(self) -> float:
-        """Wall time of all runs, one after another."""
-        return sum(float(run.rows[0][SECONDS]) for run in self.runs if run.rows)
+        """Wall time of the runs that are told of, one after another."""
+        return sum(float(run.rows[0][SECONDS]) for run in self.of({}) if run.rows)
 
     @property
     def seeds(self) -> int:

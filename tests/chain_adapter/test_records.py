@@ -4,7 +4,7 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -221,7 +221,6 @@ values = st.one_of(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(st.dictionaries(keys, values), st.booleans())
 def test_any_metadata(metadata, with_mixing):
     payload = encode({"mixing": np.zeros((3, 3))} if with_mixing else {}, metadata)

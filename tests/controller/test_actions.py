@@ -89,7 +89,7 @@ def test_before_the_first_round_there_is_no_last_one():
 
 
 @given(seeds, st.sampled_from([np.float32, np.float64]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_whatever_the_state_every_number_is_from_0_to_1(seed, dtype):
     rng = np.random.default_rng(seed)
     fixed = NetworkConfig(devices=6, edge_servers=2, sub_channels=3, tasks=Tasks(data_bits=(8e6, 8e6)))
@@ -103,7 +103,7 @@ def test_whatever_the_state_every_number_is_from_0_to_1(seed, dtype):
 
 
 @given(seeds)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_rows_follow_their_devices(seed):
     rng = np.random.default_rng(seed)
     state = one_state(seed=seed, count=4)
@@ -161,7 +161,7 @@ def test_the_cpu_is_a_share_of_what_the_energy_allows():
 
 
 @given(seeds)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_power_is_as_near_as_the_energy_allows_and_who_cannot_send_at_all_trains_itself(seed):
     # Without interference each link is for itself: what the least and the chosen power take tells all.
     network = replace(SMALL, radio=Radio(interference=False, sharing="per_device"))
@@ -197,7 +197,7 @@ def test_where_each_may_have_all_the_bandwidth_it_is_a_share_of_that():
 
 
 @given(seeds)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_an_edge_servers_devices_share_all_its_bandwidth_by_weight(seed):
     # Slots are fought for: what the losers would have had must not be left over.
     network = NetworkConfig(devices=20, edge_servers=2, sub_channels=3)
@@ -216,7 +216,7 @@ def test_an_edge_servers_devices_share_all_its_bandwidth_by_weight(seed):
 
 
 @given(seeds, st.sampled_from([0.01, 0.3, None]), st.sampled_from(["shared", "per_device"]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_action_is_made_feasible_and_has_a_price(seed, slack_j, sharing):
     network = NetworkConfig(devices=9, edge_servers=2, sub_channels=3, radio=Radio(sharing=sharing))
     state = one_state(network, slack_j=slack_j, seed=seed, count=4)
@@ -226,7 +226,7 @@ def test_every_action_is_made_feasible_and_has_a_price(seed, slack_j, sharing):
 
 
 @given(seeds)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_decisions_follow_their_devices(seed):
     rng = np.random.default_rng(seed)
     state = one_state(seed=seed, count=4)

@@ -104,7 +104,7 @@ def test_what_was_written_is_read(tmp_path, checkpoint):
 DTYPES = ["float16", "float32", "float64", "int8", "int64", "uint8", "uint32", "bool"]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     st.integers(0, 2**32),
     st.lists(

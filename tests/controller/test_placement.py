@@ -581,7 +581,7 @@ def check_as_fresh(placement, states):
 STEPS = ("put", "settle", "back", "begin", "clear", "tentatively")
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     seeds,
     st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 11)), max_size=30),
@@ -687,7 +687,7 @@ def test_noise_varies_who_comes_first_like_a_softmax():
     )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(seeds, st.sampled_from([(), (2,), (3, 2)]))
 def test_values_by_turn_go_back_to_their_devices(seed, more):
     rng = np.random.default_rng(seed)

@@ -110,7 +110,7 @@ def test_without_chance_the_best_is_chosen():
     assert _pick(score, None).tolist() == [1, 0, 2]
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(seeds, st.integers(1, 3), st.integers(1, 4))
 def test_an_assignment_is_the_best_of_all(seed, devices, slots):
     rng = np.random.default_rng(seed)
@@ -319,7 +319,7 @@ def test_a_turn_sees_who_was_placed_for_good_before_it_with_the_power_that_was_c
         placement.settle(turn, play.slot[:, turn], (10 ** (dbm / 10) / 1000).astype(np.float32))
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(seeds, st.sampled_from(["small", "more devices than slots", "bandwidth for each"]))
 def test_the_numbers_of_devices_do_not_matter_to_the_shared_policy(seed, name):
     network, rng = NETWORKS[name], np.random.default_rng(seed)

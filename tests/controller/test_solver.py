@@ -270,7 +270,7 @@ def optimum_s(network, state):
     return best_s + float(mining.consensus_s + mining.mining_total_s)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.floats(1.0, 3.0), st.sampled_from(["sum", "makespan"]))
 def test_more_of_anything_never_worsens_the_optimum(seed, factor, objective):
     network = replace(SMALL, objective=objective)
@@ -293,7 +293,7 @@ def test_more_of_anything_never_worsens_the_optimum(seed, factor, objective):
     assert optimum_s(network, faster) <= most_s
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.permutations(range(8)), st.sampled_from(["sum", "makespan"]))
 def test_the_numbers_of_devices_do_not_matter(seed, order, objective):
     network = NetworkConfig(devices=8, edge_servers=2, sub_channels=3, objective=objective)

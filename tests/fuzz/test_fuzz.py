@@ -42,7 +42,7 @@ from flower_bfl.strategies._replies import as_arrays
 def test_valid_input_and_what_becomes_of_it(name):
     target = TARGETS[name]
 
-    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=200, suppress_health_check=list(HealthCheck), database=None)
     @given(st.binary(max_size=120))
     def run(data):
         target.run(data)

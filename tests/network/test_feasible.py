@@ -261,7 +261,7 @@ def assert_same(one, other, rtol=1e-9):
 
 
 @given(draws())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_projection_keeps_all_limits_and_has_a_price(drawn):
     state, decision = drawn.state(), drawn.anything()
     made = project(drawn.network, state, decision)
@@ -273,7 +273,7 @@ def test_a_projection_keeps_all_limits_and_has_a_price(drawn):
 
 
 @given(draws())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_feasible_decision_is_its_own_projection(drawn):
     state, decision = drawn.state(), drawn.decision()
     state = replace(state, energy_slack_j=price(drawn.network, state, decision).learning_j * 1.000001)
@@ -282,7 +282,7 @@ def test_a_feasible_decision_is_its_own_projection(drawn):
 
 
 @given(draws())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_projection_does_not_depend_on_the_numbers_of_devices(drawn):
     state, decision = drawn.state(), drawn.anything()
     order = drawn.rng.permutation(drawn.network.devices)
@@ -291,7 +291,7 @@ def test_a_projection_does_not_depend_on_the_numbers_of_devices(drawn):
 
 
 @given(draws())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_arguments_are_not_changed(drawn):
     state, decision = drawn.state(), drawn.anything()
     copies = [

@@ -237,19 +237,19 @@ def agrees_with_the_loops(drawn, dtype, tolerance):
 
 
 @given(draws())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_prices_agree_with_loops_over_devices_servers_and_channels(drawn):
     agrees_with_the_loops(drawn, np.float64, 1e-9)
 
 
 @given(draws())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_prices_agree_with_the_loops_for_gains_in_single_precision(drawn):
     agrees_with_the_loops(drawn, np.float32, 1e-6)
 
 
 @given(draws())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_numbers_of_devices_do_not_matter(drawn):
     state, decision = drawn.state(), drawn.decision()
     order = drawn.rng.permutation(drawn.network.devices)

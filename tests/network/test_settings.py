@@ -50,7 +50,7 @@ def test_places_and_speeds_of_edge_servers_may_be_given():
 
 
 @given(networks())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_network_comes_back_from_its_file(tmp_path_factory, network):
     path = tmp_path_factory.mktemp("network") / "network.toml"
     path.write_text(network.to_toml(), encoding="utf-8")

@@ -38,7 +38,7 @@ def same(a: object, b: object) -> bool:
     return math.isclose(a, b, rel_tol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     texts=st.lists(words, min_size=1, max_size=3, unique=True),
     numbers=st.lists(
@@ -70,7 +70,6 @@ def test_what_is_written_is_read_back(texts, numbers, flags, data, tmp_path_fact
             assert all(a[name] == b[name] or (a[name] != a[name] and b[name] != b[name]) for name in a)
 
 
-@settings(deadline=None)
 @given(value=cells)
 def test_rows_keep_seven_digits_and_whole_numbers(value, tmp_path_factory):
     results = Results(latency({"devices": [3]}), tmp_path_factory.mktemp("results"))

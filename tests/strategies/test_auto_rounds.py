@@ -200,7 +200,7 @@ def outages(draw):
 
 
 @given(outages(), st.sampled_from(["count", "data"]), st.sampled_from([0.01, 0.3, 3.0]), st.booleans())
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 def test_outages_are_counted_from_the_step_in_which_they_begin(case, mass, tolerance, watched):
     graph, down = case
     run = attacked(

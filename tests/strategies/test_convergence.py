@@ -217,7 +217,7 @@ def test_the_divergence_is_the_largest_distance():
     st.integers(0, 6),
     st.integers(0, 99),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_term_d_bounds_the_error_of_the_sum(graph, servers, steps, seed):
     rng = np.random.default_rng(seed)
     sums = rng.standard_normal((servers, 6)) * rng.uniform(0, 3, (servers, 1))

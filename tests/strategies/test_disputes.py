@@ -88,7 +88,7 @@ def device(number, fate):
     return train
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)  # the same ones everywhere
+@settings(max_examples=150, derandomize=True)  # the same ones everywhere
 @given(settings_of_runs())
 def test_a_minority_gets_nowhere(run):
     attacks, arguments = run

@@ -31,7 +31,7 @@ def chosen(rows, mass, mixing, auto, down=()):
 
 
 @given(st.sampled_from(GRAPHS), st.integers(1, 12), st.integers(0, 99), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_lambda_is_never_too_small_and_hardly_too_large(name, servers, seed, metropolis):
     adjacency = edge_graph(name, servers, seed=seed)
     mixing = metropolis_mixing(adjacency) if metropolis else laplacian_mixing(adjacency)
@@ -84,7 +84,7 @@ def test_lambda_is_the_same_bits_as_pythons(name, servers):
     st.sampled_from(GRAPHS), st.integers(1, 7), st.integers(0, 999), st.booleans(),
     st.sampled_from([1e-6, 1e-3, 0.1, 1.0, 50.0]), st.booleans(), st.integers(1, 400),
 )  # fmt: skip
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_it_is_the_number_that_plain_loops_give_and_it_is_enough(
     name, servers, seed, by_data, tolerance, absolute, rounds
 ):

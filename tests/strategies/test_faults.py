@@ -236,7 +236,7 @@ def without_ledger(_):
 
 
 @pytest.mark.parametrize("make", [with_evaluation, with_flowers_own, without_ledger])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 2**32), st.sets(st.tuples(st.integers(0, 6), st.integers(2, ROUNDS)), max_size=6))
 def test_replies_that_come_twice_late_or_in_any_order_change_nothing(make, seed, lost):
     """And those that are lost no more than what their devices would have had to say."""

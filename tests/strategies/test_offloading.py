@@ -122,7 +122,7 @@ def test_the_models_are_those_of_algorithm_1(servers, graph, mixing, steps, mass
         assert (report.devices, report.fallback, report.left_out) == (DEVICES, "", ())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_any_decisions_give_the_models_of_algorithm_1(data):
     servers = data.draw(st.integers(1, 4))

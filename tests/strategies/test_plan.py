@@ -113,7 +113,7 @@ def reports(network):
     return st.builds(Reported, st.just(1), st.integers(1, 2 * MOST_BYTES) | st.just(2**53), told)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_what_is_carried_out_is_feasible_whoever_is_there(data):
     network = data.draw(networks())
@@ -136,7 +136,7 @@ def test_what_is_carried_out_is_feasible_whoever_is_there(data):
         assert not made.offloading.keys() & kept
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(network=networks(), kind=st.sampled_from(list(KINDS)), seed=st.integers(0, 99))
 def test_a_feasible_decision_is_taken_as_it_is_when_nothing_is_missing(network, kind, seed):
     controller = Recording(KINDS[kind](network, seed))

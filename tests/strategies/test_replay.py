@@ -167,7 +167,7 @@ def _device(n: int, samples: int, steps: int, fails: bool):
     return unreliable
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(networks(), st.integers(0, 99), st.sampled_from(["exact", "float32"]))
 def test_an_honest_run_is_the_same_with_a_defence_as_without(network, shuffle, arithmetic):
     defended = attacked([], defence=Replay(arithmetic), shuffle=shuffle, **network)
@@ -303,7 +303,7 @@ def every_sum(terms: list[np.float32]) -> set[np.float32]:
 FLOATS = st.floats(-(2.0**30), 2.0**30, width=32) | st.floats(-(2.0**-120), 2.0**-120, width=32)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.floats(2.0**-20, 8.0) | st.just(1.0), FLOATS), min_size=1, max_size=4))
 def test_no_order_of_adding_is_further_off_than_the_bound(terms):
     rows = [(weight, np.array([value], np.float32)) for weight, value in terms]
