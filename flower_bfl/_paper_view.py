@@ -76,7 +76,7 @@ def _print(results: Results, console: Console) -> None:
     except ModuleNotFoundError as missing:
         console.print(f"No picture: this takes {missing.name}, pip install 'flower-bfl[plots]'", markup=False)
     console.print(
-        f"{', '.join(map(str, files))}: {len(results.of({}))} runs, {results.seconds:.0f} s in all",
+        f"{', '.join(map(str, files))}: {len(results.told)} runs, {results.seconds:.0f} s in all",
         markup=False,
     )
 

@@ -1,5 +1,5 @@
 """Policies that choose for each device in turn where it trains and with what: numpy only, so that deciding
-needs no PyTorch. `flower_bfl.controller.learner` trains the same weights under the same names.
+needs no PyTorch. `flower_bfl.controller.actors` has the same weights under the same names.
 
 A choice is 0 for training at home, or 1 + k for the k-th slot on offer; its parameters are those of
 `flower_bfl.controller.encoding.PARAMETERS`, before they are clipped to [0, 1].

@@ -80,15 +80,20 @@ class Results:
             raise RunFolderError(f"`folder` must be writable, got {self.file}: {error}") from error
         self.runs = runs
 
-    def of(self, settings: Settings) -> list[Run]:
-        """The runs with these settings, by seed; of the seeds that have all runs, once one has."""
+    @property
+    def told(self) -> list[Run]:
+        """The runs that pictures and claims are made of: those of whole seeds, once there is one."""
         whole = self._whole
-        return [run for run in self.runs if run.has(settings) and (not whole or run.seed in whole)]
+        return [run for run in self.runs if not whole or run.seed in whole]
+
+    def of(self, settings: Settings) -> list[Run]:
+        """Those of them with these settings, by seed."""
+        return [run for run in self.told if run.has(settings)]
 
     @property
     def seconds(self) -> float:
         """Wall time of the runs that are told of, one after another."""
-        return sum(float(run.rows[0][SECONDS]) for run in self.of({}) if run.rows)
+        return sum(float(run.rows[0][SECONDS]) for run in self.told if run.rows)
 
     @property
     def seeds(self) -> int:
@@ -99,7 +104,8 @@ class Results:
     def _whole(self) -> set[int]:
         made = {(run.seed, _name(run.key)) for run in self.runs}
         wanted = [_name(self._key(settings)) for settings in self.experiment.runs()]
-        return {seed for seed, _ in made if all((seed, name) in made for name in wanted)}
+        seeds = {run.seed for run in self.runs}
+        return {seed for seed in seeds if all((seed, name) in made for name in wanted)}
 
     # --- the files ------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from flower_bfl.paper.results import Results
 
 def markdown(results: Results) -> str:
     """A line on the runs, and a table with a row for each claim."""
-    runs, minutes = len(results.of({})), results.seconds / 60
+    runs, minutes = len(results.told), results.seconds / 60
     lines = [f"{results.seeds} seeds, {runs} runs, {minutes:.0f} minutes of one core", ""]
     found = verdicts(results)
     if found:

@@ -38,18 +38,8 @@ def play(
     done, arrays = standing.round, as_record(standing.model)
     logger.log(INFO, "Going on with round %d of %d", done + 1, num_rounds)
     strategy.summary()
-    result = Result()
+    result = _reported(reports)
     result.arrays = arrays
-    for report in reports:
-        told = (
-            (report.train, result.train_metrics_clientapp),
-            (report.evaluate_devices, result.evaluate_metrics_clientapp),
-            (report.evaluate, result.evaluate_metrics_serverapp),
-        )
-        for metrics, kept in told:
-            with suppress(TypeError, ValueError):  # what somebody else wrote there is no metric
-                if known := {name: value for name, value in metrics.items() if value is not None}:
-                    kept[report.round] = MetricRecord(known)  # type: ignore[arg-type]
 
     def evaluate(server_round: int) -> None:
         metrics = None if evaluate_fn is None else evaluate_fn(server_round, arrays)
@@ -76,4 +66,20 @@ def play(
         evaluate(server_round)
     for line in io.StringIO(str(result)):
         logger.log(INFO, "\t%s", line.rstrip("\n"))
+    return result
+
+
+def _reported(reports: Iterable[RoundReport]) -> Result:
+    """The metrics of rounds that are done."""
+    result = Result()
+    for report in reports:
+        told = (
+            (report.train, result.train_metrics_clientapp),
+            (report.evaluate_devices, result.evaluate_metrics_clientapp),
+            (report.evaluate, result.evaluate_metrics_serverapp),
+        )
+        for metrics, kept in told:
+            with suppress(TypeError, ValueError):  # what somebody else wrote there is no metric
+                if known := {name: value for name, value in metrics.items() if value is not None}:
+                    kept[report.round] = MetricRecord(known)  # type: ignore[arg-type]
     return result

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from flower_bfl.controller import A2CController, AllLocalController, GreedyController
+from flower_bfl.controller.actors import PaperActor, SharedActor
 from flower_bfl.controller.checkpoint import Checkpoint, save_checkpoint
 from flower_bfl.controller.encoding import decode
 from flower_bfl.controller.learned import pretrained_record
-from flower_bfl.controller.learner import PaperActor, SharedActor
 from flower_bfl.controller.policy import make_policy
 from flower_bfl.errors import ConfigError, TrainingError
 from flower_bfl.network import (

@@ -11,21 +11,11 @@ import torch
 from scipy import integrate, stats
 from torch import nn
 
+from flower_bfl.controller.actors import Hybrid, PaperActor, SharedActor, divergence, perceptron
 from flower_bfl.controller.encoding import decode
 from flower_bfl.controller.env import BFLVectorEnv
-from flower_bfl.controller.learner import (
-    Hybrid,
-    Learner,
-    PaperActor,
-    SharedActor,
-    TrainingConfig,
-    advantages,
-    conjugate_gradient,
-    divergence,
-    fisher_product,
-    perceptron,
-    trust_region_step,
-)
+from flower_bfl.controller.learner import Learner, TrainingConfig, advantages
+from flower_bfl.controller.trust_region import conjugate_gradient, fisher_product, trust_region_step
 from flower_bfl.errors import ConfigError, TrainingError
 from flower_bfl.network import NetworkConfig, Tasks, draw_states, price
 

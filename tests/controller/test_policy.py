@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from flower_bfl.controller.actors import PaperActor, SharedActor
 from flower_bfl.controller.encoding import observe
-from flower_bfl.controller.learner import PaperActor, SharedActor
 from flower_bfl.controller.placement import CANDIDATES, FEATURES, OUTLOOK, Placement, turn_order
 from flower_bfl.controller.policy import NEVER, PaperPolicy, SharedPolicy, _assigned, _pick, make_policy
 from flower_bfl.errors import ConfigError
