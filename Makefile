@@ -48,7 +48,7 @@ lint: $(INSTALLED)
 	@$(BIN)/lint-imports
 
 test: lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(INSTALLED)
 	@$(BIN)/python -m pytest -m slow || [ $$? -eq 5 ] # 5: there is none

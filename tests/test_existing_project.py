@@ -32,6 +32,7 @@ def flower_bfl(folder: Path, *words: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_it_runs_learns_and_passes_its_audit(tmp_path: Path) -> None:
     output = flower_bfl(tmp_path, "run", APP, "--run-config", f"num-server-rounds={ROUNDS}")
     accuracy = re.search(r"Accuracy on images that no device has: ([\d.]+)%", output)

@@ -92,6 +92,7 @@ def test_it_leaves_a_picture(run):
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_chain_bit_for_bit(run, tmp_path):
     folder, _ = run
     quickstart(tmp_path / "run", f"num-server-rounds={ROUNDS}")
@@ -156,6 +157,7 @@ def test_flowers_own_strategies_on_the_ledger(tmp_path, strategy, signed):
     ledger.close()
 
 
+@pytest.mark.slow
 def test_an_edge_server_that_lies_is_voted_out(tmp_path):
     settings = (
         f'num-server-rounds={ROUNDS} attack="gaussian-noise" attacked-servers="1" attack-rounds="2" '
@@ -174,7 +176,6 @@ def test_an_edge_server_that_lies_is_voted_out(tmp_path):
     assert incident.account.startswith("server 1 (0x")
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_poisoned_data_reach_the_devices(tmp_path):
     """All labels flipped: what is learned is the flipped ones."""

@@ -27,6 +27,7 @@ def flower_bfl(*words: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_it_runs_on_anvil_and_is_audited_from_there(anvil: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = f'rpc-url="{anvil}" num-server-rounds={ROUNDS}'

@@ -13,7 +13,6 @@ from makers import KEYS, device, gradient, model
 
 from flower_bfl.chain_adapter import Entry, EvmLedger
 
-KILLS = 200
 LIVES = 20  # of one chain
 
 
@@ -69,10 +68,11 @@ def phases_on(folder: Path) -> int:
     return phases
 
 
-def test_two_hundred_kills(tmp_path):
+@pytest.mark.parametrize("kills", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_it_may_be_killed_at_any_instant(tmp_path, kills):
     """At random instants: from the start of a life, or after its first or second phase."""
     draw = random.Random(1)
-    for chain in range(KILLS // LIVES):
+    for chain in range(kills // LIVES):
         folder = tmp_path / str(chain)
         present = 0
         for _ in range(LIVES):

@@ -41,11 +41,12 @@ def test_all_assignments_are_all():
     assert len(np.unique(all_assignments(3, 2), axis=0)) == 1 + 6 + 6
 
 
-def test_near_optimal_finds_what_exhaustive_search_finds():
-    """50 networks; agreement to 0.01 %, and a lower bound that is one."""
-    states = draw_states(TINY, 50, rng(1))
+@pytest.mark.parametrize("number", [8, pytest.param(50, marks=pytest.mark.slow)])
+def test_near_optimal_finds_what_exhaustive_search_finds(number):
+    """Agreement to 0.01 %, and a lower bound that is one."""
+    states = draw_states(TINY, number, rng(1))
     solver = NearOptimalController(TINY, kicks=10)
-    for i in range(50):
+    for i in range(number):
         best_s = best_of_all(TINY, states[i], steps=60)
         found = solver.solve(states[i])
         assert float(found.price.learning_s) == pytest.approx(best_s, rel=1e-4)
@@ -92,10 +93,11 @@ def test_little_energy_is_no_obstacle():
         assert found.learning_bound_s <= float(found.price.learning_s)
 
 
-def test_the_slowest_path_is_within_two_per_cent_of_exhaustive_search():
+@pytest.mark.parametrize("number", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_the_slowest_path_is_within_two_per_cent_of_exhaustive_search(number):
     network = replace(TINY, objective="makespan")
-    states = draw_states(network, 4, rng(1))
-    for i in range(4):
+    states = draw_states(network, number, rng(1))
+    for i in range(number):
         found = NearOptimalController(network).solve(states[i])
         best_s = best_of_all(network, states[i], steps=100)
         assert float(found.price.learning_s) <= best_s * 1.02
@@ -105,17 +107,20 @@ def test_the_slowest_path_is_within_two_per_cent_of_exhaustive_search():
 # --- power and bandwidth ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("number", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("objective", "most_slack_j", "within"),
     [("sum", 10.0, 1e-6), ("sum", 0.3, 3e-3), ("makespan", 10.0, 5e-3), ("makespan", 0.3, 3e-2)],
 )
-def test_allocation_is_as_good_as_a_general_optimiser_from_many_starts(objective, most_slack_j, within):
+def test_allocation_is_as_good_as_a_general_optimiser_from_many_starts(
+    objective, most_slack_j, within, number
+):
     network = replace(
         TINY, objective=objective, tasks=Tasks(energy_slack_j=(most_slack_j / 10, most_slack_j))
     )
     draws = rng(3)
-    states = draw_states(network, 3, draws)
-    for i in range(3):
+    states = draw_states(network, number, draws)
+    for i in range(number):
         slot = NearOptimalController(network, kicks=5).decide(states[i]).slot
         made = allocate(Situation.of(network, states[i]), occupants(slot, network.slots)[None], steps=300)
         other_s = free_search(network, states[i], slot, draws)
