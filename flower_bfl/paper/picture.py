@@ -44,6 +44,7 @@ def draw(results: Results) -> Path:
     axes = figure.subplots(rows, experiment.columns, squeeze=False)
     for axis, panel in zip(axes.flat, experiment.panels, strict=False):
         _draw_panel(axis, panel, results)
+    _draw_legends(list(axes.flat[: len(experiment.panels)]))
     for axis in axes.flat[len(experiment.panels) :]:
         axis.set_visible(False)
     bands = ", bands: 95 % intervals of the mean" if results.seeds >= _FEWEST_FOR_BANDS else ""
@@ -78,8 +79,16 @@ def _draw_panel(axis: "Axes", panel: Panel, results: Results) -> None:
     axis.title.set_fontsize(10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25, lw=0.6)
-    if axis.lines:
-        axis.legend(fontsize=8, edgecolor="none", framealpha=0.7)
+
+
+def _draw_legends(axes: "Sequence[Axes]") -> None:
+    """Where the curves are others than in the panel before."""
+    before: list[str] = []
+    for axis in axes:
+        _, labels = axis.get_legend_handles_labels()
+        if labels and labels != before:
+            axis.legend(fontsize=8, edgecolor="none", framealpha=0.7)
+        before = labels
 
 
 def _draw_curve(axis: "Axes", points: Curve, panel: Panel, colour: str, **style: Any) -> None:

@@ -113,6 +113,15 @@ def test_the_picture_has_every_panel_and_curve(drawn: list[Figure], tmp_path: Pa
     assert title == "Tiny\n3 seeds, bands: 95 % intervals of the mean; a note"
 
 
+def test_a_legend_is_where_the_curves_are_others_than_in_the_panel_before(
+    drawn: list[Figure], tmp_path: Path
+):
+    a, b, _ = PANELS
+    draw(filled(latency(panel=[a, {**a, "y": "utility"}, b, a]), tmp_path, TOTALS))
+    (figure,) = drawn
+    assert [axis.get_legend() is not None for axis in figure.axes[:4]] == [True, False, True, True]
+
+
 def test_two_seeds_have_no_bands(drawn: list[Figure], tmp_path: Path):
     """Theirs would be thirteen standard errors wide either way, and hide every curve."""
     totals = {key: values[:2] for key, values in TOTALS.items()}
