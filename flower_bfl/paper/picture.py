@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ _SAME = ("round", "steps")  # columns whose values all seeds have
 _FEWEST_FOR_BANDS = 3  # seeds; an interval from two is thirteen times its standard error, and hides all else
 _MOST_MARKED = 12  # points of a curve
 _WIDTH, _HEIGHT = 5.2, 3.5
+_LETTERS = 62  # of the title above a panel
 
 Curve = tuple[Floats, Floats, Floats]
 """x, mean and half of the interval."""
@@ -44,12 +46,13 @@ def draw(results: Results) -> Path:
     axes = figure.subplots(rows, experiment.columns, squeeze=False)
     for axis, panel in zip(axes.flat, experiment.panels, strict=False):
         _draw_panel(axis, panel, results)
-    _draw_legends(list(axes.flat[: len(experiment.panels)]))
+    _draw_legends(list(axes.flat), experiment.panels)
     for axis in axes.flat[len(experiment.panels) :]:
         axis.set_visible(False)
     bands = ", bands: 95 % intervals of the mean" if results.seeds >= _FEWEST_FOR_BANDS else ""
     seeds = f"{results.seeds} seed{'s' if results.seeds != 1 else ''}{bands}"
-    figure.suptitle(f"{experiment.title}\n{seeds}{experiment.note and '; '}{experiment.note}", fontsize=10)
+    note = fill(f"{seeds}{experiment.note and '; '}{experiment.note}", _LETTERS * experiment.columns)
+    figure.suptitle(f"{experiment.title}\n{note}", fontsize=10)
     file = results.file.with_suffix(".png")
     figure.savefig(file, dpi=110)
     return file
@@ -81,14 +84,14 @@ def _draw_panel(axis: "Axes", panel: Panel, results: Results) -> None:
     axis.grid(alpha=0.25, lw=0.6)
 
 
-def _draw_legends(axes: "Sequence[Axes]") -> None:
-    """Where the curves are others than in the panel before."""
-    before: list[str] = []
-    for axis in axes:
-        _, labels = axis.get_legend_handles_labels()
-        if labels and labels != before:
+def _draw_legends(axes: "Sequence[Axes]", panels: Sequence[Panel]) -> None:
+    """Where there is a curve that no panel before has; its colour is the same in all."""
+    explained: set[tuple[str, str]] = set()
+    for axis, panel in zip(axes, panels, strict=False):
+        curves = {(panel.curves, label) for label in axis.get_legend_handles_labels()[1]}
+        if curves - explained:
             axis.legend(fontsize=8, edgecolor="none", framealpha=0.7)
-        before = labels
+        explained |= curves
 
 
 def _draw_curve(axis: "Axes", points: Curve, panel: Panel, colour: str, **style: Any) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hand_made import filled, latency, row
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
@@ -113,13 +114,22 @@ def test_the_picture_has_every_panel_and_curve(drawn: list[Figure], tmp_path: Pa
     assert title == "Tiny\n3 seeds, bands: 95 % intervals of the mean; a note"
 
 
-def test_a_legend_is_where_the_curves_are_others_than_in_the_panel_before(
-    drawn: list[Figure], tmp_path: Path
-):
+def test_a_legend_is_where_a_curve_comes_for_the_first_time(drawn: list[Figure], tmp_path: Path):
     a, b, _ = PANELS
-    draw(filled(latency(panel=[a, {**a, "y": "utility"}, b, a]), tmp_path, TOTALS))
+    by_devices = {**a, "x": "total_s", "curves": "devices"}
+    draw(filled(latency(panel=[b, a, {**a, "y": "utility"}, by_devices]), tmp_path, TOTALS))
     (figure,) = drawn
-    assert [axis.get_legend() is not None for axis in figure.axes[:4]] == [True, False, True, True]
+    assert [axis.get_legend() is not None for axis in figure.axes[:4]] == [True, True, False, True]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_a_long_note_is_not_cut_off(columns, drawn: list[Figure], tmp_path: Path):
+    draw(filled(latency(panel=PANELS, columns=columns, note="a long note " * 40), tmp_path, TOTALS))
+    (figure,) = drawn
+    (title,) = figure.texts
+    box = title.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert " ".join(title.get_text().split()).count("a long note") == 40
 
 
 def test_two_seeds_have_no_bands(drawn: list[Figure], tmp_path: Path):
