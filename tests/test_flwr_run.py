@@ -114,6 +114,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 # --- the real thing -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_run_app_tells_a_completed_run_from_a_failed_one(
     app: Path, home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

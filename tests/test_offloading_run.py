@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, Context, RecordDict
 from flower_bfl._flwr_run import run_app
 from flower_bfl.audit import audit
 
+pytestmark = pytest.mark.slow
 APP = Path(__file__).parent.parent / "examples" / "offloading"
 DEVICES, SERVERS, ROUNDS = 6, 2, 3
 SETTINGS = {

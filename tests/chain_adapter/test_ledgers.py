@@ -21,6 +21,7 @@ class TestEvmLedgerInMemory(LedgerConformance):
         return EvmLedger()
 
 
+@pytest.mark.slow
 class TestEvmLedgerInMemoryFull(LedgerConformance):
     def make(self, folder: Path) -> Ledger:
         return EvmLedger(payloads="full")

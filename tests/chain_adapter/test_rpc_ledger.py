@@ -71,6 +71,7 @@ class TestOnAnvil(LedgerConformance):
         return RpcLedger(self.url, folder=folder)
 
 
+@pytest.mark.slow
 class TestOnAnvilFull(TestOnAnvil):
     def make(self, folder: Path) -> Ledger:
         return RpcLedger(self.url, folder=folder, payloads="full")

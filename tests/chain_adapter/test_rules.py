@@ -21,7 +21,7 @@ from flower_bfl.config import ContractRules
 from flower_bfl.errors import RejectedError
 
 DEVICES = 2
-OFTEN = settings(max_examples=40, stateful_step_count=50, suppress_health_check=list(HealthCheck))
+OFTEN = settings(max_examples=20, stateful_step_count=50, suppress_health_check=list(HealthCheck))
 Draw = Any  # hypothesis' function
 
 

@@ -63,6 +63,7 @@ def test_near_optimal_finds_it_with_more_devices_than_slots(seed):
     assert found_s == pytest.approx(best_of_all(network, state, steps=60), rel=1e-4)
 
 
+@pytest.mark.parametrize("number", [1, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "network",
     [
@@ -72,9 +73,9 @@ def test_near_optimal_finds_it_with_more_devices_than_slots(seed):
     ],
     ids=["per device", "no interference", "unequal servers"],
 )
-def test_near_optimal_finds_the_optimum_of_other_networks(network):
-    states = draw_states(network, 4, rng(2))
-    for i in range(4):
+def test_near_optimal_finds_the_optimum_of_other_networks(network, number):
+    states = draw_states(network, number, rng(2))
+    for i in range(number):
         found = NearOptimalController(network).solve(states[i])
         best_s = best_of_all(network, states[i], steps=60)
         assert float(found.price.learning_s) == pytest.approx(best_s, rel=1e-4)

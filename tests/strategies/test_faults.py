@@ -174,9 +174,13 @@ ASKED = [
     *((NODES + m, EDGE) for m in range(SERVERS)),
 ]
 KILLS = [
-    (place, kind, server_round, at)
-    for (place, kind), server_round, at in zip(
-        ASKED, cycle([2, 3, 4, 2, 3]), cycle(["start", "middle", "end"]), strict=False
+    pytest.param(place, kind, server_round, at, marks=marks)
+    for (place, kind), server_round, at, marks in zip(
+        ASKED,
+        cycle([2, 3, 4, 2, 3]),
+        cycle(["start", "middle", "end"]),
+        cycle([(), pytest.mark.slow]),
+        strict=False,
     )
 ]
 

@@ -55,6 +55,7 @@ def bounded_caches():
     return [each for each in found if each.__module__.split(".")[0] in ("eth", "trie", "flower_bfl")]
 
 
+@pytest.mark.slow
 def test_forty_rounds_leave_nothing_behind_but_reports(load, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.ERROR, "flwr")  # pytest keeps what is logged
     monkeypatch.setattr("flower_bfl.chain_adapter._sqlite._CACHED_VALUES", 0)  # only the last block's
