@@ -89,7 +89,9 @@ def results(tmp_path):
 def drawn(results, **panel):
     axis = Figure().subplots()
     settings = {"title": "t", "x": "transactions", "y": "measured", "curves": "graph", **panel}
-    picture._draw_panel(axis, Panel(**settings), results)
+    panel = Panel(**settings)
+    picture._draw_panel(axis, panel, results)
+    picture._draw_legends([axis], [panel])
     return axis
 
 
@@ -118,7 +120,7 @@ def test_the_dashed_column_follows_the_other_in_its_colour(results):
     dashed = [line for line in axis.lines if line.get_linestyle() == "--" and line.get_xdata().size]
     assert [line.get_ydata().tolist() for line in dashed] == [[0.1, 0.2], [0.3, 0.4]]
     assert [line.get_color() for line in dashed] == [line.get_color() for line in solid]
-    assert axis.get_legend_handles_labels()[1] == ["ring", "line", "last"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["ring", "line", "last"]
 
 
 def test_one_point_has_bars_for_its_interval(results, monkeypatch):
